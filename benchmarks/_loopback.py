@@ -1,0 +1,99 @@
+"""A loopback server that answers chat completions after a fixed time, for as little CPU as possible.
+
+``python benchmarks/_loopback.py SECONDS`` prints its port and serves until its stdin is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+BODY = json.dumps(
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "loopback",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "billing"},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 20, "completion_tokens": 1, "total_tokens": 21},
+    }
+).encode()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(BODY),
+    BODY,
+)
+
+
+class _Protocol(asyncio.Protocol):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        while True:
+            head, end, rest = self._seen.partition(b"\r\n\r\n")
+            if not end:
+                return
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line[15:])
+            if len(rest) < length:
+                return
+            self._seen = rest[length:]
+            if self._seconds:
+                asyncio.get_running_loop().call_later(self._seconds, self._answer)
+            else:
+                self._answer()
+
+    def _answer(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(ANSWER)
+
+
+async def _serve(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Protocol(seconds), "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+    server.close()
+
+
+@contextmanager
+def loopback(seconds: float) -> Iterator[str]:
+    """The base URL of a server in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.stdin.close()
+        process.wait(10)
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(_serve(float(sys.argv[1])))

