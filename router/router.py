@@ -73,9 +73,8 @@ class LLMRouter:
         self.observed = 0
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
-        """Dollars that they cost, and …"""
-        self.would_cost = 0.0
-        """… what they would have cost had the policy's choice been enforced."""
+        """Dollars that they cost."""
+        self._wished = [0] * len(self.stats.arms)
 
     async def answer(self, query: Query, found: RecordedCall | None = None) -> CallResult:
         """See one call through. Never raises: what went wrong is in the result.
@@ -150,7 +149,10 @@ class LLMRouter:
             out["observed"] = {
                 "calls": self.observed,
                 "cost_usd": self.observed_cost,
-                "would_cost_usd": self.would_cost,
+                # Had the policy's choices been enforced, at what each arm costs on average.
+                "would_cost_usd": sum(
+                    n * stats.mean_cost(s) for n, s in zip(self._wished, stats.arms, strict=True)
+                ),
             }
         return out
 
@@ -182,7 +184,7 @@ class LLMRouter:
         wished = self.policy.plan(query, arms)
         today = self._today.plan(query, arms)
         self.observed += 1
-        self.would_cost += self.stats.mean_cost(wished.arms[0])
+        self._wished[wished.arms[0].index] += 1
         others = [s for s in arms if s is not today.arms[0]]
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
