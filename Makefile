@@ -25,7 +25,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	$(BIN)/chainwax demo
+	$(BIN)/chainwax demo --out build/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

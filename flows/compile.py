@@ -38,6 +38,7 @@ from chainwax.operators.batch import batch
 from chainwax.operators.feedback import feedback
 from chainwax.operators.item import Batch, FailedItem, Item
 from chainwax.operators.llm import llm_node
+from chainwax.operators.pressure import Pressure
 from chainwax.operators.window import window
 from chainwax.router.errors import ConfigError, UnknownName
 from chainwax.router.manager import LLMManager
@@ -100,6 +101,7 @@ class _Compiler:
         self._sinks = sinks
         self._manager = manager
         self._live = live
+        self._pressure = Pressure()
         self._specs = flow.specs()
         self._dataflow = Dataflow(flow.id)
         self._streams: dict[Port, ByteStream[Any]] = {}
@@ -123,7 +125,8 @@ class _Compiler:
         ups = [self._streams[port] for port in node.inputs]
         match node:
             case SourceNode(id):
-                read = op.input(id, self._dataflow, self._sources[id])
+                source = steps.held_back(self._sources[id], self._pressure)
+                read = op.input(id, self._dataflow, source)
                 self._keep(id, op.flat_map_batch(f"{id}:items", read, steps.Reader(id, self._manager)))
             case MapNode(id, _, fn):
                 self._work(id, ups[0], steps.map_each(id, fn))
@@ -189,6 +192,7 @@ class _Compiler:
             ordered=node.ordered,
             max_in_flight=node.max_in_flight,
             stream=node.stream,
+            pressure=self._pressure,
         )
         self._streams[Port(node.id)] = asked.oks
         self._errs.append(asked.errs)

@@ -78,7 +78,7 @@ def print_models(described: Mapping[str, Any], console: Console) -> None:
             Text(f"{name}{star}"),
             Text(model.get("tier", "")),
             Text(_price_text(model.get("price"))),
-            Text(str(model.get("limit") or "the server's, or 16")),
+            Text(str(model.get("limit") or "")),
             _health_text(model),
         )
     console.print(table)
@@ -109,15 +109,10 @@ def _described(config: ModelConfig, instance: LLMInstance | None) -> dict[str, A
         "region": config.region,
         "enabled": config.enabled,
         "simulated": used.backend == "simulated",
-        "limit": config.limit if instance is None else instance.config.limit or _told(instance),
+        "limit": config.limit if instance is None else instance.queue.limit,
         "key": _key(config),
         "price": None if instance is None else _price(instance.price),
     }
-
-
-def _told(instance: LLMInstance) -> int | None:
-    """What the server said of itself when its health was asked."""
-    return instance.queue.limit if instance._started is not None else None
 
 
 def _key(config: ModelConfig) -> str | None:

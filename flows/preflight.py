@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from bytewax.inputs import FixedPartitionedSource, Source
+from rich.console import Console
 
-from chainwax.connectors import AnyRecord, BadRecord, Record
+from chainwax.connectors import AnyRecord, BadRecord, Record, open_sink, open_source
 from chainwax.flows.graph import Flow
 from chainwax.flows.nodes import LLMNode, Node, SourceNode
 from chainwax.router import ConfigError, LLMManager, ModelConfig, Settings
-from chainwax.router.errors import nearest
+from chainwax.router.errors import UnknownName, nearest
 from chainwax.router.instance import LLMInstance
 from chainwax.router.prompt import fields_of
 
-__all__ = ["Found", "NodeCheck", "check_nodes", "first_items", "usable_models"]
+__all__ = ["Found", "NodeCheck", "check_nodes", "first_items", "print_check", "usable_models"]
 
 _FIRST = 20
 """Items that are looked at."""
@@ -79,7 +80,8 @@ def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str |
     for name in settings.nodes:
         if name not in specs:
             found.problems.append(
-                f"{where}nodes.{name}: the flow '{flow.id}' has no LLM node of this name: {nearest(name, specs)}"
+                f"{where}nodes.{name}: the flow '{flow.id}' has no LLM node of this name: "
+                f"{nearest(name, specs)}"
             )
     manager = LLMManager(_without_recording(settings, {name: settings.models[name] for name in usable}))
     asked: dict[str, LLMInstance] = {}
@@ -107,7 +109,7 @@ def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str |
 
 
 def first_items(flow: Flow, sources: Mapping[str, Source[AnyRecord]], found: Found) -> list[str]:
-    """Look at the first items of each source: can they be read, and have they what the prompts name?
+    """Look at the first items of each source: they can be read, and have what the prompts name.
 
     What is wrong with a node is written into ``found``. Returns a line on each source.
     """
@@ -129,6 +131,43 @@ def first_items(flow: Flow, sources: Mapping[str, Source[AnyRecord]], found: Fou
     for check in found.nodes:
         check.problem = check.problem or problems.get(check.id)
     return said
+
+
+def print_check(
+    flow: Flow,
+    settings: Settings,
+    sources: Mapping[str, str],
+    sinks: Mapping[str, str],
+    console: Console,
+    *,
+    file: str | None,
+) -> int:
+    """Check all that can be checked, print a line for each node, and return the number of problems."""
+    found = check_nodes(flow.build(), settings, file=file)
+    opened: dict[str, Source[AnyRecord]] = {}
+    for what, names, given in (("source", flow.sources, sources), ("sink", flow.sinks, sinks)):
+        for name, uri in given.items():
+            try:
+                if name not in names:
+                    raise UnknownName(f"{what} of the flow '{flow.id}':", name, names)
+                if what == "source":
+                    opened[name] = open_source(uri, name=name)
+                else:
+                    open_sink(uri, name=name)
+            except ConfigError as error:
+                found.problems.append(str(error))
+    said = first_items(flow, opened, found)
+    width = max(len(node.id) for node in found.nodes)
+    for node in found.nodes:
+        models = f"  {', '.join(node.models)}  ({node.detail})" if node.models else ""
+        console.print(f"{node.id:{width}}  {node.kind:12}  {node.problem or 'ok'}{models}", markup=False)
+    if any(model.endswith("*") for node in found.nodes for model in node.models):
+        console.print("* simulated", markup=False)
+    for line in (*said, *(f"warning: {warning}" for warning in flow.warnings), *found.problems):
+        console.print(line, markup=False)
+    count = len(found.every_problem)
+    console.print("all is well" if not count else f"{count} problem{'' if count == 1 else 's'}", markup=False)
+    return count
 
 
 def _missing_fields(flow: Flow, fields: Mapping[str, frozenset[str]]) -> dict[str, str]:
@@ -170,18 +209,17 @@ def _key_problem(instance: LLMInstance) -> str | None:
     if config.backend == "simulated" or not config.key_env or os.environ.get(config.key_env, "").strip():
         return None
     return (
-        f"models.{instance.name}.key_env: the environment variable {config.key_env} is not set: set it, or say "
-        "'enabled = false' or 'simulate_without_key = true' of the model"
+        f"models.{instance.name}.key_env: the environment variable {config.key_env} is not set: set it, or "
+        "say 'enabled = false' or 'simulate_without_key = true' of the model"
     )
 
 
 def _simulation_problem(node: str, instances: Iterable[LLMInstance]) -> str | None:
     for instance in instances:
-        accuracy = instance.config.simulation.accuracy
-        if instance.backend.simulated and isinstance(accuracy, dict) and not {node, "default"} & set(accuracy):
-            return (
-                f"node '{node}': models.{instance.name}.simulation.accuracy has neither '{node}' nor 'default'"
-            )
+        stated = instance.config.simulation.accuracy
+        if instance.backend.simulated and isinstance(stated, dict) and not {node, "default"} & set(stated):
+            place = f"models.{instance.name}.simulation.accuracy"
+            return f"node '{node}': {place} has neither '{node}' nor 'default'"
     return None
 
 

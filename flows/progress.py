@@ -140,8 +140,7 @@ class Progress:
         rate = (calls - before) / (now - then) if now > then else 0.0
         parts = [
             f"{items:,} items",
-            f"{calls:,} calls",
-            f"{rate:,.1f} calls/s",
+            f"{calls:,} calls ({rate:,.1f}/s)",
             f"{sum(q.in_flight for q in queues):,} in flight",
             money(sum(s.spent for s in stats)),
             f"{self._tally.letters:,} errors",
@@ -151,7 +150,10 @@ class Progress:
 
     def _line(self) -> Text:
         frame = self._spinner.render(self._console.get_time())
-        line = Text.assemble(frame, " ", self.text(), no_wrap=True, overflow="ellipsis")
+        assert isinstance(frame, Text)
+        line = Text.assemble(frame, " ", self.text(), no_wrap=True)
+        # Room for the terminal's own ^C: on a full line it would go to the next, and tear this one.
+        line.truncate(max(self._console.width - 4, 10), overflow="ellipsis")
         if self._note:
             line.append(f"\n{self._note}", "yellow")
         return line

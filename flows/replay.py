@@ -23,7 +23,8 @@ def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[st
         info = reader.require_run(run)
         if info.flow != flow.id:
             raise RecordingError(
-                f"run '{run}' in the recording '{reader.path}' is one of the flow '{info.flow}', not of '{flow.id}'"
+                f"run '{run}' in the recording '{reader.path}' is one of the flow '{info.flow}', "
+                f"not of '{flow.id}'"
             )
         return run
     of_flow = [info for info in reader.runs() if info.flow == flow.id]
@@ -34,7 +35,7 @@ def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[st
         )
     for info in reversed(of_flow):
         if set(sources) <= set(reader.sources(info.run)):
-            return info.run
+            return str(info.run)
     raise RecordingError(
         f"the recording '{reader.path}' has no run of the flow '{flow.id}' with the items of "
         f"{', '.join(sources)}: were they made with record_items = false?"
@@ -100,9 +101,10 @@ class RecordedAnswers:
         await self.inner.close()
 
     def _known(self, requests: Sequence[Request]) -> list[Reply | None]:
-        keys = [
-            content_key(r.query.messages, r.arm, r.query.node.params, r.query.node.answer.key) for r in requests
-        ]
+        keys = []
+        for request in requests:
+            node = request.query.node
+            keys.append(content_key(request.query.messages, request.arm, node.params, node.answer.key))
         found = self._reader.find_content(keys)
         return [_reply(found[key]) if key in found else None for key in keys]
 
@@ -116,4 +118,3 @@ def _reply(attempt: Attempt) -> Reply:
         simulated=attempt.simulated,
         recorded_s=attempt.latency_s,
     )
-

@@ -62,7 +62,7 @@ class RunReport:
     seconds: float
     items: int
     nodes: list[NodeReport] = field(default_factory=list)
-    letters: Letters = Letters()
+    letters: Letters = field(default_factory=Letters)
     recording: str | None = None
     simulated: tuple[str, ...] = ()
     """Arms that are simulated."""
@@ -79,7 +79,7 @@ class RunReport:
     @property
     def cost_usd(self) -> float:
         """Of all attempts, those answered from an earlier recording at today's price."""
-        return sum(node.cost_usd for node in self.nodes)
+        return sum((node.cost_usd for node in self.nodes), 0.0)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -91,9 +91,9 @@ class RunReport:
             "items": self.items,
             "calls": self.calls,
             "errors": self.letters.count,
-            "first_error": dict(zip(("node", "error", "message"), self.letters[1:], strict=True))
-            if self.letters.count
-            else None,
+            "first_error": None
+            if not self.letters.count
+            else {name: getattr(self.letters, name) for name in ("node", "error", "message")},
             "cost_usd": self.cost_usd,
             "reused": self.reused,
             "reused_usd": self.reused_usd,
@@ -125,9 +125,7 @@ def make_report(
     of a resumed run's beginning too, and of this run's scores alone; without a recording the manager's
     own counters serve, and with them what was learned from earlier runs.
     """
-    report = RunReport(
-        snapshot["run"], flow, status, seconds, items, letters=letters, recording=recording
-    )
+    report = RunReport(snapshot["run"], flow, status, seconds, items, letters=letters, recording=recording)
     simulated: set[str] = set()
     for node, kind in kinds.items():
         interface = snapshot["interfaces"].get(node)
@@ -192,9 +190,7 @@ def _counted(interface: Mapping[str, Any]) -> NodeTotals:
         router["calls"], interface["uptime"]["errors"], scores, scores * (router["quality"] or 0.0)
     )
     for key, arm in router["arms"].items():
-        totals.arms[key] = ArmTotals(
-            arm["used"], arm["answers"], arm["cost_usd"], simulated=arm["simulated"]
-        )
+        totals.arms[key] = ArmTotals(arm["used"], arm["answers"], arm["cost_usd"], simulated=arm["simulated"])
     return totals
 
 
@@ -202,6 +198,8 @@ def print_report(report: RunReport, console: Console) -> None:
     """The table and what has to be said below it."""
     narrow = console.width < _WIDE
     console.print(_headline(report), soft_wrap=True)
+    kept = f", recorded in {report.recording}" if report.recording else ""
+    console.print(Text(f"run {report.run}{kept}", "dim"), soft_wrap=True)
     if report.nodes:
         console.print(_table(report, narrow))
     for line in _footnotes(report):
@@ -209,7 +207,6 @@ def print_report(report: RunReport, console: Console) -> None:
 
 
 def _headline(report: RunReport) -> Text:
-    where = f" → {report.recording}" if report.recording else ""
     asked = {key for node in report.nodes for key in node.calls}
     # A figure of a simulated model never stands without that word.
     simulated = " simulated" if asked & set(report.simulated) else ""
@@ -219,7 +216,7 @@ def _headline(report: RunReport) -> Text:
         ("flow ", ""),
         (report.flow, "bold"),
         f" {report.status}: {report.items:,} items, {report.calls:,} calls, "
-        f"{money(report.cost_usd)}{simulated}, {elapsed(report.seconds)} (run {report.run}{where})",
+        f"{money(report.cost_usd)}{simulated}, {elapsed(report.seconds)}",
     )
 
 
@@ -284,10 +281,9 @@ def _quality(node: NodeReport, narrow: bool) -> Text:
 def _choice(node: NodeReport, marked: _Marked) -> Text:
     text = Text(marked(node.choice))
     if node.would_save_usd is not None:
+        wish = marked(node.would_choose)
         saved = "save" if node.would_save_usd >= 0 else "cost more:"
-        text.append(
-            f"\nobserving: {marked(node.would_choose)} would {saved} {money(abs(node.would_save_usd))}", "cyan"
-        )
+        text.append(f"\nobserving: {wish} would {saved} {money(abs(node.would_save_usd))}", "cyan")
     return text
 
 
@@ -298,17 +294,19 @@ def _footnotes(report: RunReport) -> Sequence[Text]:
             Text("strongest only, cheapest only: estimated for the same calls, at mean cost a call", "dim")
         )
     if report.simulated:
-        lines.append(Text("* simulated, and so are the costs and scores that these models have a part in", "yellow"))
+        lines.append(
+            Text("* simulated, and so are the costs and scores that these models have a part in", "yellow")
+        )
     if report.reused:
         lines.append(
             Text(
-                f"{report.reused:,} answers are from the earlier recording: {money(report.reused_usd)} of the "
-                "cost was not paid again"
+                f"{report.reused:,} answers are from the earlier recording: {money(report.reused_usd)} of "
+                "the cost was not paid again"
             )
         )
     letters = report.letters
     if letters.count:
-        message = " ".join(letters.message.split())[:300]
+        message = " ".join(letters.message.removeprefix(f"node '{letters.node}': ").split())[:300]
         kept = f", all in {report.recording}" if report.recording else ""
         lines.append(
             Text(

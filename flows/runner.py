@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from bytewax.dataflow import Dataflow
+from bytewax.errors import BytewaxRuntimeError
 from bytewax.inputs import Source
 from bytewax.outputs import Sink
 from bytewax.recovery import RecoveryConfig
@@ -123,7 +124,10 @@ def _run(
 ) -> Outcome:
     errors: list[str] = []
     failed = False
-    with nullcontext() if job.debug else without_panics(), Progress(manager, tally, console=console, live=live) as progress:
+    with (
+        nullcontext() if job.debug else without_panics(),
+        Progress(manager, tally, console=console, live=live) as progress,
+    ):
         stopping = _Stopping(job, manager, progress)
         with stopping:
             try:
@@ -149,7 +153,7 @@ def _run(
 
 def _run_bytewax(dataflow: Dataflow, job: Job, recovery: RecoveryConfig | None) -> None:
     try:
-        cli_main(
+        cli_main(  # type: ignore[no-untyped-call]
             dataflow,
             workers_per_process=job.workers,
             epoch_interval=timedelta(seconds=job.settings.run.epoch_seconds),
@@ -196,6 +200,7 @@ class _Stopping:
 
 
 def _bound(job: Job) -> tuple[dict[str, Source[Any]], dict[str, Sink[Any]], Sink[Any] | None]:
+    add: list[str] = []
     for what, wanted, given in (
         ("source", job.flow.sources, job.sources),
         ("sink", job.flow.sinks, job.sinks),
@@ -203,11 +208,9 @@ def _bound(job: Job) -> tuple[dict[str, Source[Any]], dict[str, Sink[Any]], Sink
         for name in given:
             if name not in wanted:
                 raise UnknownName(f"{what} of the flow '{job.flow.id}':", name, wanted)
-        missing = [name for name in wanted if name not in given]
-        if missing:
-            options = " ".join(f"--{what} {name}={_EXAMPLE[what]}" for name in missing)
-            names = ", ".join(f"'{name}'" for name in missing)
-            raise ConfigError(f"flow '{job.flow.id}': nothing is said of the {what} {names}: add {options}")
+        add += [f"--{what} {name}={_EXAMPLE[what]}" for name in wanted if name not in given]
+    if add:
+        raise ConfigError(f"flow '{job.flow.id}': not all of it is bound: add {' '.join(add)}")
     _check_files(job)
     sources: dict[str, Source[Any]] = {
         name: open_source(source, name=name, stop=job.stop, speed=job.speed)
@@ -313,19 +316,22 @@ def _how_to_go_on(job: Job) -> str:
 def _explained(error: Exception, job: Job) -> str:
     """The one line that says what ended the flow; everything with ``--debug``."""
     step = ""
-    root: BaseException = error
-    while True:
-        found = re.search(r'step "([^"]+)"', str(root))
-        if found:
-            # flow.node.operator, flow.node:helper
+    what: BaseException = error
+    # Bytewax wraps what a step raises, once for each of its own layers.
+    while isinstance(what, BytewaxRuntimeError):
+        found = re.search(r'step "([^"]+)"', str(what))
+        if found:  # flow.node.operator, flow.node:helper
             step = re.split(r"[.:]", found[1].partition(".")[2])[0] or step
-        if root.__cause__ is None:
+        if what.__cause__ is None:
             break
-        root = root.__cause__
+        what = what.__cause__
     if job.debug:
         traceback.print_exception(error)
-    place = user_frame(root)
+    place = user_frame(what)
     where = f" at node '{step}'" if step in job.flow.nodes else ""
-    what = str(root) if isinstance(root, ChainwaxError) else f"{type(root).__name__}: {root}"
+    text = str(what) if isinstance(what, ChainwaxError) else f"{type(what).__name__}: {what}"
     at = f" ({place[0]}:{place[1]})" if place else ""
-    return f"flow '{job.flow.id}' failed{where}: {what}{at}"
+    hint = ""
+    if job.state is not None and "pickle" in text:
+        hint = "; with --state all that a node holds between items is saved, and has to be picklable"
+    return f"flow '{job.flow.id}' failed{where}: {text}{at}{hint}"

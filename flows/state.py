@@ -53,7 +53,7 @@ class RunState:
             self._go_on(self._read(), run_id)
             if not self._store.is_dir():
                 self._store.mkdir()
-                init_db_dir(self._store, 1)
+                init_db_dir(self._store, 1)  # type: ignore[no-untyped-call]
         except BaseException:
             self._lock.close()
             raise
@@ -61,7 +61,7 @@ class RunState:
     @property
     def recovery(self) -> RecoveryConfig:
         """For Bytewax."""
-        return RecoveryConfig(self._store, timedelta(0))
+        return RecoveryConfig(self._store, timedelta(0))  # type: ignore[no-untyped-call]
 
     def begin(self, run_id: str) -> None:
         """Note that the run runs: whatever happens now, it is resumed."""
@@ -109,8 +109,8 @@ class RunState:
             )
         if run_id is not None and run_id != run:
             raise ConfigError(
-                f"--state {self.folder}: run {run} is unfinished, and --run-id says {run_id}: leave it out to "
-                "go on, or add --fresh to begin a new one"
+                f"--state {self.folder}: run {run} is unfinished, and --run-id says {run_id}: leave it out "
+                "to go on, or add --fresh to begin a new one"
             )
         for name, value in self._bound.items():
             if known["bound"].get(name) != value:

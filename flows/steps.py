@@ -6,14 +6,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
+from bytewax.inputs import FixedPartitionedSource, Source, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from typing_extensions import override
 
 from chainwax.connectors.record import BadRecord, Record
 from chainwax.connectors.sinks import to_json
 from chainwax.operators.item import Batch, FailedItem, Item
+from chainwax.operators.pressure import Pressure
 from chainwax.router.manager import LLMManager
 from chainwax.router.recording.rows import DeadLetter
 
@@ -28,6 +32,7 @@ __all__ = [
     "dead_letter",
     "filter_each",
     "flat_map_each",
+    "held_back",
     "is_ok",
     "key_each",
     "keyed_values",
@@ -59,6 +64,52 @@ def _failures(some: Some, node_id: str, error: Exception) -> list[FailedItem]:
 
 def _became(some: Some, value: Any) -> Item:
     return some.joined(value) if isinstance(some, Batch) else some.with_value(value)
+
+
+def held_back(source: Source[Any], pressure: Pressure) -> Source[Any]:
+    """The same source, which reads nothing while an LLM step cannot submit what it has."""
+    if isinstance(source, FixedPartitionedSource):
+        return _HeldBack(source, pressure)
+    return source  # one without a state: the LLM steps' own bound holds it
+
+
+class _HeldBack(FixedPartitionedSource[Any, Any]):
+    def __init__(self, source: FixedPartitionedSource[Any, Any], pressure: Pressure) -> None:
+        self._source = source
+        self._pressure = pressure
+
+    @override
+    def list_parts(self) -> list[str]:
+        return self._source.list_parts()
+
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _HeldBackPart:
+        return _HeldBackPart(self._source.build_part(step_id, for_part, resume_state), self._pressure)
+
+
+class _HeldBackPart(StatefulSourcePartition[Any, Any]):
+    def __init__(self, part: StatefulSourcePartition[Any, Any], pressure: Pressure) -> None:
+        self._part = part
+        self._pressure = pressure
+        self._held = False
+
+    @override
+    def next_batch(self) -> Iterable[Any]:
+        self._held = self._pressure.high()
+        return () if self._held else self._part.next_batch()
+
+    @override
+    def next_awake(self) -> datetime | None:
+        # An empty batch makes Bytewax wait a millisecond by itself.
+        return None if self._held else self._part.next_awake()
+
+    @override
+    def snapshot(self) -> Any:
+        return self._part.snapshot()
+
+    @override
+    def close(self) -> None:
+        self._part.close()
 
 
 class Reader:

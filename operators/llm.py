@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from chainwax.operators._shards import SHARDS, split, to_shards
 from chainwax.operators.item import Batch, FailedItem, Item
+from chainwax.operators.pressure import Lane, Pressure
 from chainwax.router import (
     CallResult,
     Cancelled,
@@ -123,15 +124,17 @@ def llm_node(
     max_in_flight: int | None = None,
     stream: bool = False,
     shards: int = SHARDS,
+    pressure: Pressure | None = None,
 ) -> LLMOut:
     """The operator behind the others: one LLM node of a graph.
 
     Takes a stream of items, of batches (each item of a batch is asked for, the batch reaches the model's
     queue as one, and items come out), or of anything else, which becomes an item. ``ordered`` emits in
     input order for each item key. At most ``max_in_flight`` calls are held in each worker; None takes the
-    configuration's. ``manager`` None takes the process's own.
+    configuration's. ``manager`` None takes the process's own. ``pressure`` is told how much waits, for
+    sources that look at it.
     """
-    shared = _Shared(spec, manager, ordered, max_in_flight, stream)
+    shared = _Shared(spec, manager, ordered, max_in_flight, stream, pressure)
     keyed = to_shards("shard", up, shards)
     asked = op.stateful_batch("ask", keyed, shared.build)
     return LLMOut(split("oks", asked, Item), split("errs", asked, FailedItem))
@@ -139,20 +142,6 @@ def llm_node(
 
 def _prompt(prompt: str | Prompt) -> Prompt:
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-
-
-class _Lane:
-    """What the shards of one step share on one worker thread: the count of calls in flight."""
-
-    __slots__ = ("answered", "limit", "submitted")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.submitted = 0  # written by the worker alone
-        self.answered = 0  # written by the router's thread alone: no lock is needed
-
-    def room(self) -> int:
-        return self.limit - (self.submitted - self.answered)
 
 
 class _Shared:
@@ -165,11 +154,13 @@ class _Shared:
         ordered: bool,
         max_in_flight: int | None,
         stream: bool,
+        pressure: Pressure | None,
     ) -> None:
         self.spec = spec
         self.ordered = ordered
         self.stream = stream
         self._manager = manager
+        self._pressure = pressure
         self._max_in_flight = max_in_flight
         self._interface: LLMInterface | None = None
         self._lock = threading.Lock()
@@ -189,7 +180,9 @@ class _Shared:
                 )
         lane = getattr(self._local, "lane", None)
         if lane is None:
-            lane = self._local.lane = _Lane(self._limit)
+            lane = self._local.lane = Lane(self._limit)
+            if self._pressure is not None:
+                self._pressure.add(lane)
         return _Logic(self, self._interface, lane, state)
 
 
@@ -207,7 +200,7 @@ _Out = Item | FailedItem
 class _Logic(StatefulBatchLogic[Any, Any, _State]):
     """One shard of one LLM step on one worker."""
 
-    def __init__(self, shared: _Shared, interface: LLMInterface, lane: _Lane, state: _State | None) -> None:
+    def __init__(self, shared: _Shared, interface: LLMInterface, lane: Lane, state: _State | None) -> None:
         self._id = shared.spec.id
         self._ordered = shared.ordered
         self._stream = shared.stream
@@ -289,6 +282,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
         self._next_number += 1
         self._pending[number] = item
         self._backlog.append(number)
+        self._lane.backlog += 1
         if self._ordered:
             line = self._of_key.get(item.key)
             if line is None:
@@ -303,6 +297,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
         queries: list[Query] = []
         while self._backlog and len(queries) < room:
             number = self._backlog.popleft()
+            self._lane.backlog -= 1
             item = self._pending[number]
             try:
                 query = self._interface.bind(
@@ -319,6 +314,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
                 # The same item came twice, over two branches: its place tells the calls apart.
                 self._pending[number] = replace(item, position=f"{item.position}#")
                 self._backlog.appendleft(number)
+                self._lane.backlog += 1
                 continue
             if self._stream:
                 query.stream = self._receiver(query.call_id)

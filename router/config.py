@@ -244,7 +244,7 @@ def _explain(file: Path | None, error: Any) -> str:
         return f"{where}unknown key '{key}': {nearest(loc[-1], _known_keys(loc[:-1]))}"
     given = error.get("input")
     shown = "" if isinstance(given, dict) or "key" in loc[-1:] else f" (it is {str(given)[:60]!r})"
-    return f"{where}{key}: {error['msg']}{shown}"
+    return f"{where}{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _known_keys(loc: list[str]) -> list[str]:

@@ -86,7 +86,9 @@ class LLMRouter:
         begun = self._clock.monotonic()
         try:
             if found is not None and found.status == "ok":
-                return found.as_result(self.node.answer)
+                # A form of answer that was changed meanwhile may refuse what it took before: ask again then.
+                with contextlib.suppress(AnswerInvalid):
+                    return found.as_result(self.node.answer)
             # An attempt that brought a text is paid: it is not made again, whatever it was worth.
             known = {a.arm.key: a for a in found.attempts if a.text is not None} if found else {}
             await self._see_through(query, result, known)

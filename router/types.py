@@ -94,14 +94,16 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """A short text that names the arm, stable over runs: what recordings and reports show."""
+        """A short text that names the arm, stable over runs: what recordings and reports show.
+
+        Precision is not in it: one model at two precisions is two instances, with a name each.
+        """
         extras = [
             f"{name}={value}"
             for name, value in (
                 ("effort", self.effort),
                 ("max_tokens", self.max_tokens),
                 ("prompt", self.prompt_version or None),
-                ("precision", self.precision),
             )
             if value is not None
         ]

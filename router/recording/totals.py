@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from chainwax.router.recording.reader import RecordingReader
 
-__all__ = ["ArmTotals", "Letters", "Moment", "NodeTotals", "letters_of", "timeline", "totals"]
+__all__ = ["ArmTotals", "Letters", "Moment", "NodeTotals", "items_of", "letters_of", "timeline", "totals"]
 
 _OF_NO_ANSWER = "('validation', 'agreement')"
 """Kinds of feedback about answers that were not used, or that say nothing of being right."""
@@ -47,14 +47,15 @@ class NodeTotals:
     @property
     def cost_usd(self) -> float:
         """Of all attempts."""
-        return sum(arm.cost_usd for arm in self.arms.values())
+        return sum((arm.cost_usd for arm in self.arms.values()), 0.0)
 
     def arm(self, key: str) -> ArmTotals:
         """An arm's totals, made where there are none."""
         return self.arms.setdefault(key, ArmTotals())
 
 
-class Letters(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Letters:
     """The dead letters of a run."""
 
     count: int = 0
@@ -95,7 +96,8 @@ def totals(reader: RecordingReader, run: str) -> dict[str, NodeTotals]:
             of(node).arm(arm).used += count
     for node, key, answers, cost, reused, reused_usd, simulated in reader._all(
         "SELECT node, arm, count(text), total(cost_usd), total(reused), "
-        "total(CASE reused WHEN 1 THEN cost_usd END), max(simulated) FROM attempts WHERE run = ? GROUP BY 1, 2",
+        "total(CASE reused WHEN 1 THEN cost_usd END), max(simulated) FROM attempts WHERE run = ? "
+        "GROUP BY 1, 2",
         (run,),
     ):
         arm = of(node).arm(key)
@@ -135,7 +137,8 @@ def timeline(reader: RecordingReader, run: str) -> Iterator[Moment]:
     sql = f"""
 SELECT coalesce(c.time, 0.0), c.node,
     (SELECT total(a.cost_usd) FROM attempts a WHERE a.call_id = c.call_id),
-    (SELECT avg(f.score) FROM feedback f WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN {_OF_NO_ANSWER}),
+    (SELECT avg(f.score) FROM feedback f
+     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN {_OF_NO_ANSWER}),
     c.simulated
 FROM calls c WHERE c.run = ? AND c.status = 'ok' ORDER BY c.rowid
 """

@@ -23,6 +23,8 @@ from chainwax.flows import ConfigError, Flow, Stream, Tumbling
 from chainwax.flows.nodes import Node, Port, SourceNode
 from chainwax.flows.testing import TestModel, run_flow
 from chainwax.operators.item import Batch, FailedItem, Item
+from chainwax.operators.pressure import Pressure
+from chainwax.router.config import load_settings
 from chainwax.router.types import CallRef, NodeSpec
 
 
@@ -469,6 +471,7 @@ class TestNodes:
         manager: Any = SimpleNamespace(recording=None)
         flow.compile({"in": TestingSource([])}, {"out": TestingSink([])}, manager=manager)
         assert asked.specs["q"] is flow.specs()["q"]
+        assert isinstance(asked.options["q"].pop("pressure"), Pressure)
         assert asked.options["q"] == {
             "manager": manager,
             "ordered": False,
@@ -503,7 +506,8 @@ class TestNodes:
             dead_letters=kept["dead"].extend,
         )
         source = [Record({"x": 1}, "k", "p:1", 5.0), BadRecord("p:2", "{", "no JSON"), Record({}, "", "p:3")]
-        run(lambda s: s.map("m", lambda v: v["x"]), source, manager=SimpleNamespace(recording=recording))
+        manager = SimpleNamespace(recording=recording, settings=load_settings())
+        run(lambda s: s.map("m", lambda v: v["x"]), source, manager=manager)
         assert kept["items"] == [("in", "p:1", "k", 5.0, {"x": 1}), ("in", "p:3", "", None, {})]
         assert sorted((d.node, d.position, d.error) for d in kept["dead"]) == [
             ("in", "p:2", "BadRecord"),

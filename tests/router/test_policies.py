@@ -120,7 +120,7 @@ def test_direct_is_fixed_and_says_when_its_model_is_gone() -> None:
     stats = stats_of(STRONG, MIDDLE, SMALL)
     assert [s.key for s in Direct(node(model="middle"), stats).plan(QUERY, stats.arms).arms] == ["middle"]
     assert Direct(node(), stats).choice() == "strong"
-    with pytest.raises(NoModelAllowed, match="node 'n'.*'middle'"):
+    with pytest.raises(NoModelAllowed, match=r"node 'n'.*'middle'"):
         Direct(node(model="middle"), stats).plan(QUERY, [stats.by_key["small"]])
 
 

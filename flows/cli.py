@@ -1,0 +1,389 @@
+"""The command ``chainwax``: options in, exit code out; what it does lies in the modules that it calls.
+
+Exit codes: 0 finished, 1 failed, 2 a mistake in the command, the flow or the configuration, 130 and 143
+stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from chainwax.connectors import RecordingSource, StopSwitch, parse_uri
+from chainwax.flows.demo.run import demo_job
+from chainwax.flows.load import load_flow
+from chainwax.flows.models import describe_models, print_models
+from chainwax.flows.preflight import print_check, usable_models
+from chainwax.flows.replay import find_run, recorded_answers
+from chainwax.flows.report import print_report
+from chainwax.flows.runner import Job, Outcome, run_job
+from chainwax.router import ChainwaxError, ConfigError, Settings, UnknownName, load_settings
+from chainwax.router.export import export_jsonl, export_parquet, import_recording
+from chainwax.router.recording import RecordingReader
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Stream graphs of functions and LLM calls, each sent to the cheapest model that is good enough.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Flow = Annotated[str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]")]
+_Sources = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
+]
+_Sinks = Annotated[
+    list[str] | None,
+    typer.Option("--sink", metavar="NAME=URI", help="What a sink writes; '-' is standard output."),
+]
+_Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The configuration; chainwax.toml where there is one.")
+]
+_State = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on.")
+]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")]
+_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")]
+_RunId = Annotated[str | None, typer.Option(metavar="ID", help="The new run's id.")]
+_Letters = Annotated[
+    str | None, typer.Option(metavar="URI", help="Write the dead letters there, besides the recording.")
+]
+_Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Draw cost and quality over the stream.")
+]
+_Speed = Annotated[
+    str | None, typer.Option(metavar="SPEED", help="max, 1x (their own time stamps) or a factor such as 10x.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command("run")
+def run_command(
+    flow: _Flow,
+    source: _Sources = None,
+    sink: _Sinks = None,
+    config: _Config = None,
+    state: _State = None,
+    fresh: _Fresh = False,
+    workers: _Workers = 1,
+    run_id: _RunId = None,
+    dead_letters: _Letters = None,
+    plot: _Plot = None,
+    speed: _Speed = None,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
+    settings = load_settings(config)
+    _check_plot(plot, settings)
+    job = Job(
+        flow=load_flow(flow),
+        settings=settings,
+        sources=_bindings("--source", source),
+        sinks=_bindings("--sink", sink),
+        dead_letters=dead_letters,
+        state=state,
+        fresh=fresh,
+        run_id=run_id,
+        workers=workers,
+        speed=speed,
+        config_file=_config_name(config),
+        debug=debug,
+    )
+    _run(job, plot, as_json)
+
+
+@app.command("replay")
+def replay_command(
+    flow: _Flow,
+    recording: Annotated[Path, typer.Option(metavar="OLD.db", help="The recording of the earlier run.")],
+    run: Annotated[str, typer.Option(metavar="ID", help="Which of its runs.")] = "latest",
+    record_to: Annotated[Path, typer.Option(metavar="NEW.db", help="The replay's own recording.")] = Path(
+        "replay.db"
+    ),
+    reuse_answers: Annotated[
+        bool,
+        typer.Option("--reuse-answers", help="Do not ask again what is recorded; it still counts."),
+    ] = False,
+    only_recorded: Annotated[
+        bool, typer.Option("--only-recorded", help="Ask nothing at all: what is not recorded is an error.")
+    ] = False,
+    source: _Sources = None,
+    sink: _Sinks = None,
+    config: _Config = None,
+    state: _State = None,
+    fresh: _Fresh = False,
+    workers: _Workers = 1,
+    run_id: _RunId = None,
+    dead_letters: _Letters = None,
+    plot: _Plot = None,
+    speed: _Speed = None,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Run a flow over the items of an earlier run, to see what another routing would have cost.
+
+    It starts without what earlier runs learned, unless the configuration says learn_from_recording.
+    """
+    settings = load_settings(config)
+    own: dict[str, Any] = {"recording": record_to}
+    if "learn_from_recording" not in settings.run.model_fields_set:
+        own["learn_from_recording"] = False
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update=own)})
+    graph = load_flow(flow)
+    given = _bindings("--source", source)
+    stop = StopSwitch()
+    sources: dict[str, Any] = dict(given)
+    with closing(RecordingReader(recording)) as reader:
+        wanted = [name for name in graph.sources if name not in given]
+        if wanted:
+            run = find_run(reader, graph, run, wanted)
+        for name in wanted:
+            sources[name] = RecordingSource(recording, run=run, source=name, stop=stop, speed=speed or "max")
+        backends = {}
+        if reuse_answers or only_recorded:
+            models = {name: instance.config for name, instance in usable_models(settings)[0].items()}
+            backends = recorded_answers(models, reader, only=only_recorded)
+        job = Job(
+            flow=graph,
+            settings=settings,
+            sources=sources,
+            sinks=_bindings("--sink", sink),
+            stop=stop,
+            dead_letters=dead_letters,
+            state=state,
+            fresh=fresh,
+            run_id=run_id,
+            workers=workers,
+            speed=speed,
+            backends=backends,
+            asks=not only_recorded,
+            config_file=_config_name(config),
+            debug=debug,
+        )
+        _run(job, plot, as_json)
+
+
+@app.command("check")
+def check_command(
+    flow: _Flow,
+    source: _Sources = None,
+    sink: _Sinks = None,
+    config: _Config = None,
+) -> None:
+    """Check a flow, its configuration and the first items of its sources; ask nothing, connect to nothing."""
+    count = print_check(
+        load_flow(flow),
+        load_settings(config),
+        _bindings("--source", source),
+        _bindings("--sink", sink),
+        Console(highlight=False, soft_wrap=True),
+        file=_config_name(config),
+    )
+    raise typer.Exit(1 if count else 0)
+
+
+@app.command("graph")
+def graph_command(
+    flow: _Flow,
+    format: Annotated[str, typer.Option(metavar="mermaid|svg", help="What to draw it as.")] = "mermaid",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Else standard output."),
+    ] = None,
+) -> None:
+    """Draw a flow as a Mermaid diagram or as SVG."""
+    graph = load_flow(flow)
+    if format not in ("mermaid", "svg"):
+        raise UnknownName("format", format, ("mermaid", "svg"))
+    text = graph.mermaid() if format == "mermaid" else graph.svg()
+    if output is None:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
+
+
+@app.command("models")
+def models_command(
+    config: _Config = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Whose recorders to show."),
+    ] = None,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="Of which run; the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, recorders included.")] = False,
+    no_health: Annotated[bool, typer.Option("--no-health", help="Do not ask how the models are.")] = False,
+) -> None:
+    """Show the models: tier, price, limit, health, and what the recorders of the last run counted."""
+    settings = load_settings(config)
+    if recording is None and settings.run.recording is not None and settings.run.recording.exists():
+        recording = settings.run.recording
+    described = describe_models(settings, recording=recording, run=run, ask_health=not no_health)
+    if as_json:
+        _print_json(described)
+    else:
+        print_models(described, _console())
+
+
+@app.command("export")
+def export_command(
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Ends in .jsonl, .jsonl.gz or .parquet.")],
+    run: Annotated[str | None, typer.Option(metavar="ID", help="One run only.")] = None,
+) -> None:
+    """Write a recording as JSON lines or Parquet."""
+    if run is not None:
+        with closing(RecordingReader(recording)) as reader:
+            reader.require_run(run)
+    count = (export_parquet if _format(out) == ".parquet" else export_jsonl)(recording, run, out)
+    _console(stderr=True).print(f"{count:,} rows written to {out}", markup=False)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Ends in .jsonl, .jsonl.gz or .parquet.")],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING")],
+) -> None:
+    """Read JSON lines or Parquet into a recording."""
+    _format(source)
+    count = import_recording(source, recording)
+    _console(stderr=True).print(f"{count:,} rows read into {recording}", markup=False)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where all that it writes goes.")] = Path(
+        "chainwax-demo"
+    ),
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Sort, read and answer 360 tickets with a real small model and dearer ones; takes two minutes.
+
+    The dearer models are simulated, and marked so, unless OPENAI_API_KEY is set.
+    """
+    job = demo_job(out)
+    job.debug = debug
+    _run(job, out / "plot.png", as_json)
+
+
+def main() -> None:
+    """The entry point: mistakes become one line each and an exit code, never a traceback."""
+    logging.getLogger("chainwax").setLevel(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    try:
+        app()
+    except ChainwaxError as error:
+        if "--debug" in sys.argv and error.__cause__ is not None:
+            import traceback
+
+            traceback.print_exception(error.__cause__)
+        for line in str(error).splitlines():
+            sys.stderr.write(f"error: {line}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads: say nothing more
+        sys.exit(1)
+
+
+def _run(job: Job, plot: Path | None, as_json: bool) -> NoReturn:
+    err = _console(stderr=True)
+    to_stdout = any(
+        parse_uri(uri).scheme == "stdout" for uri in (*job.sinks.values(), job.dead_letters or "_")
+    )
+    outcome = run_job(job, err, live=err.is_terminal and not (to_stdout and sys.stdout.isatty()))
+    print_report(outcome.report, err if as_json or to_stdout else _console())
+    if plot is not None:
+        _plot(outcome, job, plot, err)
+    for line in outcome.errors:
+        err.print(line, markup=False, soft_wrap=True)
+    if as_json:
+        _print_json(outcome.report.as_json())
+    sys.stdout.flush()
+    raise typer.Exit(outcome.exit_code)
+
+
+def _plot(outcome: Outcome, job: Job, plot: Path, err: Console) -> None:
+    # Here and not above: matplotlib takes half a second to import.
+    from chainwax.flows.plot import plot_run
+
+    assert job.settings.run.recording is not None
+    try:
+        plot_run(job.settings.run.recording, outcome.report.run, plot)
+    except (ChainwaxError, OSError) as error:
+        outcome.errors.append(f"the plot {plot} cannot be drawn: {error}")
+        outcome.exit_code = outcome.exit_code or 1
+    else:
+        err.print(f"plot: {plot}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_plot(plot: Path | None, settings: Settings) -> None:
+    if plot is None:
+        return
+    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {plot}: a plot is .png, .svg or .pdf")
+    if not plot.parent.is_dir():
+        raise ConfigError(f"--plot {plot}: there is no folder '{plot.parent}'")
+    if settings.run.recording is None:
+        raise ConfigError("--plot needs a recording, and the configuration says that there is none")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    # Where nobody is at the terminal, there is no reason for it to be narrow.
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+def _config_name(config: Path | None) -> str | None:
+    if config is not None:
+        return str(config)
+    return "chainwax.toml" if Path("chainwax.toml").exists() else None
+
+
+def _bindings(option: str, given: list[str] | None) -> dict[str, str]:
+    bound: dict[str, str] = {}
+    for text in given or ():
+        name, mark, uri = text.partition("=")
+        if not mark or not name or not uri:
+            raise ConfigError(f"{option} {text}: is written {option} NAME=URI")
+        if name in bound:
+            raise ConfigError(f"{option} {text}: '{name}' is given twice")
+        bound[name] = uri
+    return bound
+
+
+def _format(path: Path) -> str:
+    known = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+    for ending in known:
+        if path.name.lower().endswith(ending):
+            return ending
+    raise UnknownName(f"format of '{path}':", path.suffix, known)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
