@@ -243,7 +243,9 @@ def _explain(file: Path | None, error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}unknown key '{key}': {nearest(loc[-1], _known_keys(loc[:-1]))}"
     given = error.get("input")
-    shown = "" if isinstance(given, dict) or "key" in loc[-1:] else f" (it is {str(given)[:60]!r})"
+    # What may be a secret that was put in the wrong place is never shown.
+    private = isinstance(given, dict) or "headers" in loc or loc[-1:] == ["key_env"]
+    shown = "" if private else f" (it is {str(given)[:60]!r})"
     return f"{where}{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
 
 

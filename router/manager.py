@@ -317,7 +317,7 @@ class LLMManager:
             if not self._resolve(one):
                 self.refused_feedback += 1
                 continue
-            interface = self.interfaces.get((self._flow or "flow", one.node))
+            interface = self._interface_of(one.node)
             if interface is None:
                 self.refused_feedback += 1
                 log.warning("feedback about an unknown node '%s'", one.node)
@@ -325,6 +325,15 @@ class LLMManager:
             interface.router.learn(one)
             good.append(one)
         self.recording.feedback(good)
+
+    def _interface_of(self, node: str) -> LLMInterface | None:
+        """The interface that feedback about a node is meant for: feedback names no flow."""
+        known = self.interfaces.get((self._flow or "flow", node))
+        if known is None:
+            # Operators that stand alone, and flows without a run, are registered under names of their own.
+            same = [interface for (_, name), interface in self.interfaces.items() if name == node]
+            known = same[0] if len(same) == 1 else None
+        return known
 
     def _resolve(self, one: Feedback) -> bool:
         """Fill in what the sender did not know. False where the feedback is no use."""

@@ -386,6 +386,20 @@ def test_feedback_by_call_or_by_item_key_alone_finds_its_arm(make: Make, tmp_pat
     assert (router["scores"], router["quality"]) == (2, 0.5)
 
 
+def test_feedback_finds_a_node_that_is_not_of_the_runs_flow(make: Make) -> None:
+    manager = make(strong=TestModel())
+    (result,) = ask(manager.register(spec(id="alone", flow="another")), ["x"])
+    manager.feedback([Feedback("alone", 1.0, result.call_id, arm="strong")])
+    manager.settle()
+    assert manager.refused_feedback == 0
+    assert manager.snapshot()["interfaces"]["alone"]["router"]["scores"] == 1
+    # Two nodes of one name: nobody can say which is meant.
+    manager.register(spec(id="alone", flow="a third"))
+    manager.feedback([Feedback("alone", 1.0, result.call_id, arm="strong")])
+    manager.settle()
+    assert manager.refused_feedback == 1
+
+
 def test_the_recorders_count_what_was_done(make: Make, tmp_path: Path) -> None:
     model = TestModel(["fine", BackendDown("no"), "fine", "fine", "bad", "fine", "fine"])
     manager = make(tmp_path / "r.db", strong=model, models={"strong": {"retries": 1, "limit": 1}})
