@@ -169,7 +169,8 @@ litellm.suppress_debug_info = True
 from litellm import Router
 url, items, in_flight = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 entry = {"model": "openai/loopback", "api_base": url, "api_key": "none"}
-router = Router(model_list=[{"model_name": "team", "litellm_params": entry}] * 2)
+# Two deployments to pick from, as ours has two arms.
+router = Router(model_list=[{"model_name": "team", "litellm_params": dict(entry)} for _ in range(2)])
 async def main():
     turns = iter(range(items))
     async def work():

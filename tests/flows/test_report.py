@@ -32,7 +32,9 @@ COSTS = {"big": 0.01, "mid": 0.002, "tiny": 0.0}
 
 def router(choice="tiny", mode="enforce", **more):
     arms = {name: {"simulated": name == "big"} for name in COSTS}
-    return {"router": {"target": 0.99, "choice": choice, "mode": mode, "call_usd": COSTS, "arms": arms, **more}}
+    return {
+        "router": {"target": 0.99, "choice": choice, "mode": mode, "call_usd": COSTS, "arms": arms, **more}
+    }
 
 
 def report(**changes):
@@ -230,7 +232,9 @@ def test_progress_tells_plain_lines_where_nobody_watches(tmp_path):
     with LLMManager(load_settings(run={"recording": None}, models=MODELS)) as manager:
         out = io.StringIO()
         tally = Tally(items=1200, letters=3)
-        with Progress(manager, tally, console=Console(file=out, width=120), live=False, every=0.02) as progress:
+        with Progress(
+            manager, tally, console=Console(file=out, width=120), live=False, every=0.02
+        ) as progress:
             while "items" not in out.getvalue():
                 pass
             assert progress.seconds > 0

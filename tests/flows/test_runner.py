@@ -27,6 +27,9 @@ team.query("draft", "Answer {text}").sink("drafts")
 """
 
 
+COMMAND = [sys.executable, "-m", "chainwax.flows.cli", "run", "support.py"]
+
+
 class Model:
     """A loopback model server in a thread, which counts what it is asked."""
 
@@ -116,11 +119,10 @@ retries = 0
     return tmp_path
 
 
-def start(place, *more, command="run"):
+def start(place, *more):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CHAINWAX_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "chainwax.flows.cli", command, "support.py"]
-        + ["--source", "tickets=in.jsonl?batch_size=4", "--sink", "drafts=out/drafts.jsonl", *more],
+        [*COMMAND, "--source", "tickets=in.jsonl?batch_size=4", "--sink", "drafts=out/drafts.jsonl", *more],
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -252,8 +254,15 @@ def test_a_state_in_use_and_one_bound_to_something_else(place, model):
     assert code == 2
     assert "leave it out to go on" in err
     (place / "in2.jsonl").write_text("")
-    command = [sys.executable, "-m", "chainwax.flows.cli", "run", "support.py", "--state", "state"]
-    command += ["--source", "tickets=in2.jsonl", "--sink", "drafts=out/drafts.jsonl"]
+    command = [
+        *COMMAND,
+        "--state",
+        "state",
+        "--source",
+        "tickets=in2.jsonl",
+        "--sink",
+        "drafts=out/drafts.jsonl",
+    ]
     found = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=30)
     assert found.returncode == 2
     assert "has sources tickets=in.jsonl?batch_size=4, not tickets=in2.jsonl" in found.stderr
@@ -263,8 +272,7 @@ def test_a_state_in_use_and_one_bound_to_something_else(place, model):
 def test_a_sink_that_cannot_be_written_fails_in_one_line_without_a_panic(place, model):
     model.latency = 0.0
     (place / "full.jsonl").symlink_to("/dev/full")
-    command = [sys.executable, "-m", "chainwax.flows.cli", "run", "support.py"]
-    command += ["--source", "tickets=in.jsonl", "--sink", "drafts=full.jsonl", "--workers", "2"]
+    command = [*COMMAND, "--source", "tickets=in.jsonl", "--sink", "drafts=full.jsonl", "--workers", "2"]
     for more in ([], ["--debug"]):
         found = subprocess.run([*command, *more], cwd=place, capture_output=True, text=True, timeout=30)
         assert found.returncode == 1
@@ -279,7 +287,7 @@ def test_a_sink_that_cannot_be_written_fails_in_one_line_without_a_panic(place, 
 
 def test_state_that_cannot_be_saved_names_the_reason(place, model):
     model.latency = 0.0
-    code = FLOW.replace("flow.source(\"tickets\")", "flow.source(\"tickets\").stateful_map('s', keep)")
+    code = FLOW.replace('flow.source("tickets")', "flow.source(\"tickets\").stateful_map('s', keep)")
     code = code.replace("flow = ", "def keep(state, value):\n    return (lambda: 0), value\nflow = ", 1)
     (place / "support.py").write_text(code)
     code, _, err = end(start(place, "--state", "state"))
@@ -355,3 +363,28 @@ def test_a_broken_state_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no recovery store's"):
         RunState(folder, bound, run_id=None, fresh=True)
     assert (folder / "recovery" / "mine.txt").read_text() == "precious"
+
+
+def test_panics_are_kept_off_stderr_and_nothing_else_is(tmp_path):
+    script = """
+import os, sys
+from chainwax.flows.panics import without_panics
+before = sys.stderr
+with without_panics():
+    print("python", file=sys.stderr)
+    print("an old handle", file=before, flush=True)
+    os.write(2, b"raw\\nthread '<unnamed>' panicked at src/operators.rs:198:33:\\nBox<dyn Any>\\n")
+    os.write(2, b"stack backtrace:\\n   0: std::panicking\\n         at /x.rs:1\\nnote: Some\\n\\n")
+    os.write(2, b"raw again\\nlast")
+print(" after", file=sys.stderr)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert found.returncode == 0
+    assert sorted(found.stderr.split("\n")) == [
+        "",
+        "an old handle",
+        "last after",
+        "python",
+        "raw",
+        "raw again",
+    ]
