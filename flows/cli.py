@@ -7,7 +7,6 @@ stopped by Ctrl-C and SIGTERM.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +20,7 @@ from chainwax.flows.demo.run import demo_job
 from chainwax.flows.load import load_flow
 from chainwax.flows.models import describe_models, print_models
 from chainwax.flows.preflight import print_check, usable_models
-from chainwax.flows.replay import find_run, recorded_answers
+from chainwax.flows.replay import Nowhere, find_run, recorded_answers
 from chainwax.flows.report import print_report
 from chainwax.flows.runner import Job, Outcome, run_job
 from chainwax.router import ChainwaxError, ConfigError, Settings, UnknownName, load_settings
@@ -135,7 +134,8 @@ def replay_command(
 ) -> None:
     """Run a flow over the items of an earlier run, to see what another routing would have cost.
 
-    It starts without what earlier runs learned, unless the configuration says learn_from_recording.
+    A sink that is not bound drops what it gets. The router starts without what earlier runs learned, unless
+    the configuration says learn_from_recording.
     """
     settings = load_settings(config)
     own: dict[str, Any] = {"recording": record_to}
@@ -160,7 +160,7 @@ def replay_command(
             flow=graph,
             settings=settings,
             sources=sources,
-            sinks=_bindings("--sink", sink),
+            sinks={**{name: Nowhere() for name in graph.sinks}, **_bindings("--sink", sink)},
             stop=stop,
             dead_letters=dead_letters,
             state=state,
@@ -284,7 +284,6 @@ def demo_command(
 
 def main() -> None:
     """The entry point: mistakes become one line each and an exit code, never a traceback."""
-    logging.getLogger("chainwax").setLevel(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
@@ -307,9 +306,8 @@ def main() -> None:
 
 def _run(job: Job, plot: Path | None, as_json: bool) -> NoReturn:
     err = _console(stderr=True)
-    to_stdout = any(
-        parse_uri(uri).scheme == "stdout" for uri in (*job.sinks.values(), job.dead_letters or "_")
-    )
+    uris = [uri for uri in (*job.sinks.values(), job.dead_letters) if isinstance(uri, str)]
+    to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in uris)
     outcome = run_job(job, err, live=err.is_terminal and not (to_stdout and sys.stdout.isatty()))
     print_report(outcome.report, err if as_json or to_stdout else _console())
     if plot is not None:

@@ -112,17 +112,11 @@ def _draw_quality(axes: Axes, moments: Sequence[Moment], snapshot: Mapping[str, 
     if not nodes:
         axes.text(0.5, 0.5, "no score came back", transform=axes.transAxes, ha="center", color="grey")
     axes.set_ylabel(f"quality\n(mean of {_WINDOW} scores)")
-    axes.set_ylim(*_range(axes))
+    axes.set_ylim(top=1.01)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.25)
     if nodes:
         _legend(axes)
-
-
-def _range(axes: Axes) -> tuple[float, float]:
-    """Down to what there is to see, and the top always 1."""
-    lowest = min((min(line.get_ydata(), default=1.0) for line in axes.lines), default=0.0)
-    return max(0.0, lowest - 0.05), 1.01
 
 
 def _running(scores: Sequence[tuple[int, float | None]]) -> tuple[list[int], list[float]]:

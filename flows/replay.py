@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from typing_extensions import override
 
 from chainwax.flows.graph import Flow
 from chainwax.router.backends import Backend, Health, Reply, Request, make_backend
@@ -11,7 +15,7 @@ from chainwax.router.errors import BackendRefused, RecordingError, nearest
 from chainwax.router.recording import RecordingReader
 from chainwax.router.types import Attempt, content_key
 
-__all__ = ["RecordedAnswers", "find_run", "recorded_answers"]
+__all__ = ["Nowhere", "RecordedAnswers", "find_run", "recorded_answers"]
 
 
 def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[str]) -> str:
@@ -51,6 +55,20 @@ def recorded_answers(
     error of what is not known; then no model is started.
     """
     return {name: RecordedAnswers(name, config, reader, only=only) for name, config in models.items()}
+
+
+class _NowherePart(StatelessSinkPartition[Any]):
+    @override
+    def write_batch(self, items: list[Any]) -> None:
+        pass
+
+
+class Nowhere(DynamicSink[Any]):
+    """A sink for outputs that nobody wants: a replay is often about cost alone."""
+
+    @override
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> _NowherePart:
+        return _NowherePart()
 
 
 class RecordedAnswers:

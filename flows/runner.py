@@ -51,8 +51,8 @@ class Job:
     settings: Settings
     sources: Mapping[str, str | Source[Any]]
     """A URI, or the source itself, by name."""
-    sinks: Mapping[str, str]
-    """A URI by name."""
+    sinks: Mapping[str, str | Sink[Any]]
+    """A URI, or the sink itself, by name."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     """Also given to the sources that are given as such."""
     dead_letters: str | None = None
@@ -176,6 +176,7 @@ class _Stopping:
         self._manager = manager
         self._progress = progress
         self._before: dict[int, Any] = {}
+        manager.on_fatal = self._lost_rows
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,6 +185,10 @@ class _Stopping:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _lost_rows(self) -> None:
+        self._stop.set()
+        self._progress.note("stopping: the recording cannot be written, and too much waits for it")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
@@ -218,7 +223,10 @@ def _bound(job: Job) -> tuple[dict[str, Source[Any]], dict[str, Sink[Any]], Sink
         else source
         for name, source in job.sources.items()
     }
-    sinks: dict[str, Sink[Any]] = {name: open_sink(uri, name=name) for name, uri in job.sinks.items()}
+    sinks: dict[str, Sink[Any]] = {
+        name: open_sink(sink, name=name) if isinstance(sink, str) else sink
+        for name, sink in job.sinks.items()
+    }
     letters = open_sink(job.dead_letters, name="dead letters") if job.dead_letters else None
     return sources, sinks, letters
 
@@ -230,7 +238,7 @@ def _check_files(job: Job) -> None:
     """A sink begins its file anew: it must be nobody else's."""
     taken: dict[Path, str] = {}
     uses = [(f"source '{name}'", uri) for name, uri in job.sources.items() if isinstance(uri, str)]
-    uses += [(f"sink '{name}'", uri) for name, uri in job.sinks.items()]
+    uses += [(f"sink '{name}'", uri) for name, uri in job.sinks.items() if isinstance(uri, str)]
     if job.dead_letters:
         uses.append(("--dead-letters", job.dead_letters))
     if job.settings.run.recording is not None:
@@ -253,7 +261,7 @@ def _state_of(job: Job) -> RunState | None:
     bound = {
         "flow": job.flow.id,
         "sources": {name: uri for name, uri in job.sources.items() if isinstance(uri, str)},
-        "sinks": dict(job.sinks),
+        "sinks": {name: uri for name, uri in job.sinks.items() if isinstance(uri, str)},
         "recording": None if recording is None else str(recording.resolve()),
     }
     return RunState(job.state, bound, run_id=job.run_id, fresh=job.fresh)

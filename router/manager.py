@@ -10,7 +10,7 @@ import os
 import threading
 import uuid
 import zlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +67,8 @@ class LLMManager:
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
+        self.on_fatal: Callable[[], None] | None = None
+        """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -399,6 +401,9 @@ class LLMManager:
     async def _save_snapshots(self) -> None:
         while True:
             await asyncio.sleep(_SNAPSHOT_SECONDS)
+            if self.recording.fatal and self.on_fatal is not None:
+                self.on_fatal()
+                self.on_fatal = None
             self.recording.snapshot(self.run_id, self.snapshot())
 
     async def _shut_down(self, drain: bool) -> None:

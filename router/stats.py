@@ -35,6 +35,8 @@ class ArmState:
     arm: Arm
     instance: LLMInstance
     index: int
+    key: str
+    """The arm's key."""
     asked: int = 0
     """Attempts, failed ones and shadows included."""
     used: int = 0
@@ -48,11 +50,6 @@ class ArmState:
     """Dollars."""
     priced: int = 0
     """Attempts that answered, which ``paid`` is spread over."""
-
-    @property
-    def key(self) -> str:
-        """The arm's key."""
-        return self.arm.key
 
     def as_json(self) -> dict[str, Any]:
         """For reports."""
@@ -80,7 +77,7 @@ class NodeStats:
 
     def __init__(self, instances: Sequence[LLMInstance]) -> None:
         ordered = sorted(instances, key=lambda i: _TIER_ORDER.index(i.tier))
-        self.arms = [ArmState(arm, instance, 0) for instance in ordered for arm in instance.arms]
+        self.arms = [ArmState(arm, instance, 0, arm.key) for instance in ordered for arm in instance.arms]
         for index, state in enumerate(self.arms):
             state.index = index
         self.by_key = {state.key: state for state in self.arms}

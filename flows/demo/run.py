@@ -44,6 +44,6 @@ def demo_job(out: Path) -> Job:
 
 def _was_stopped(state: Path) -> bool:
     try:
-        return json.loads((state / "run.json").read_text())["status"] != "finished"
+        return bool(json.loads((state / "run.json").read_text())["status"] != "finished")
     except (OSError, ValueError, LookupError):
         return False

@@ -73,7 +73,9 @@ def sorted_right(ticket: dict[str, Any]) -> dict[str, bool]:
 def read_right(ticket: dict[str, Any]) -> float:
     """The technician's view of the form: half a point for each field."""
     read, right = ticket["fields"], ticket["answers"]["fields"]
-    return ((read.product.casefold() == right["product"].casefold()) + (read.order == right["order"])) / 2
+    product = read.product.casefold() == right["product"].casefold()
+    order = read.order == right["order"]
+    return (int(product) + int(order)) / 2
 
 
 def can_be_sent(ticket: dict[str, Any]) -> bool:
@@ -149,8 +151,8 @@ drafts = (
     .query(
         "draft",
         "Write a short, polite reply, in the language of the message and in at most 80 words, to this "
-        "customer of the electronics shop Northlight. Name the product, {fields.product}, say sorry or thank you, and "
-        "promise that our technical team will write today. Use no placeholders.\n\n{text}",
+        "customer of the electronics shop Northlight. Name the product, {fields.product}, say sorry or "
+        "thank you, and promise that our technical team will write today. Use no placeholders.\n\n{text}",
         max_tokens=120,
         check=shaped,
     )

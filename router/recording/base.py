@@ -22,6 +22,11 @@ class Recording(Protocol):
         """Why rows cannot be written now; None where all is well."""
         ...
 
+    @property
+    def fatal(self) -> bool:
+        """Whether rows are lost by now, so that a run had better stop."""
+        ...
+
     def open_run(self, run_id: str, flow: str, config: Mapping[str, Any]) -> bool:
         """Begin or resume a run, to which all that follows belongs; whether it was there before."""
         ...
@@ -95,6 +100,7 @@ class NoRecording:
     """Keeps nothing: for ``recording = None``. After a crash nothing is known."""
 
     failed: str | None = None
+    fatal: bool = False
 
     def open_run(self, run_id: str, flow: str, config: Mapping[str, Any]) -> bool:
         """Every run is a new one."""

@@ -15,8 +15,9 @@ from contextlib import closing
 import pytest
 from aiohttp import web
 
+from chainwax.connectors import InProcessBus
 from chainwax.flows.state import RunState
-from chainwax.router.errors import ConfigError
+from chainwax.router import ConfigError, Feedback, LLMManager, load_settings
 
 FLOW = """
 from chainwax.flows import Flow
@@ -61,6 +62,9 @@ class Model:
         self._loop.run_until_complete(start())
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        for task in (left := asyncio.all_tasks(self._loop)):
+            task.cancel()  # answers that still hang
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
 
     async def _answer(self, request):
@@ -388,3 +392,23 @@ print(" after", file=sys.stderr)
         "raw",
         "raw again",
     ]
+
+
+def test_feedback_that_the_bus_delivers_last_is_still_learned_and_recorded(tmp_path):
+    class LateBus(InProcessBus):
+        """Delivers when it is closed, while the router's loop is busy."""
+
+        def close(self):
+            manager.loop.call_soon_threadsafe(time.sleep, 0.1)
+            self.publish([Feedback("team", 1.0, "a-call", arm="only", metric="m", source="s")])
+            super().close()
+
+    model = {"tier": "local", "backend": "simulated", "per_hour": 1}
+    settings = load_settings(run={"recording": tmp_path / "run.db"}, models={"only": model})
+    manager = LLMManager(settings, bus=LateBus())
+    manager.begin_run("flow")
+    manager.get_model("text", node="team")
+    manager.close()
+    assert manager.snapshot()["interfaces"]["team"]["router"]["scores"] == 1
+    with closing(sqlite3.connect(tmp_path / "run.db")) as db:
+        assert db.execute("SELECT count(*) FROM feedback").fetchall() == [(1,)]
