@@ -304,6 +304,8 @@ class LLMRouter:
     ) -> Attempt:
         instance = state.instance
         tries = instance.config.retries + 1
+        latency = self.node.latency
+        deadline = None if latency is None else self._clock.monotonic() + latency
         for number in range(1, tries + 1):
             attempt, error = await instance.ask(
                 query,
@@ -312,6 +314,7 @@ class LLMRouter:
                 again=number > 1,
                 propensity=propensity,
                 shadow=shadow,
+                deadline=deadline,
                 on_delta=_deltas(query),
             )
             result.attempts.append(attempt)

@@ -85,13 +85,16 @@ class LlamaCppBackend:
         self._engine: _Engine | None = None
         self._inner: OpenAIBackend | None = None
         self._fault = "the engine was not started"
+        self._reviving = asyncio.Lock()
 
     async def start(self) -> int | None:
         """Start the engine, or join the one that runs; the number of its slots."""
-        loop = asyncio.get_running_loop()
         self._engine = _join(self._parameters)
+        return await self._connect(self._engine)
+
+    async def _connect(self, engine: _Engine) -> int | None:
         try:
-            address = await loop.run_in_executor(None, self._engine.address)
+            address = await asyncio.get_running_loop().run_in_executor(None, engine.address)
         except BackendDown as error:
             self._fault = str(error)
             return None
@@ -100,12 +103,29 @@ class LlamaCppBackend:
         return await self._inner.start()
 
     async def generate(self, request: Request) -> Reply:
-        """Answer one request."""
-        return await self._serving().generate(request)
+        """Answer one request. Where the engine has died it is started again for the next try."""
+        try:
+            return await self._serving().generate(request)
+        except BackendDown:
+            await self._revive()
+            raise
 
     async def generate_batch(self, requests: Sequence[Request]) -> list[Reply | Exception]:
         """Answer several requests with one prompt array."""
-        return await self._serving().generate_batch(requests)
+        replies = await self._serving().generate_batch(requests)
+        if any(isinstance(reply, BackendDown) for reply in replies):
+            await self._revive()
+        return replies
+
+    async def _revive(self) -> None:
+        async with self._reviving:
+            engine = self._engine
+            if engine is None or engine.runs:
+                return  # closed, or another call was here first
+            if self._inner is not None:
+                await self._inner.close()
+                self._inner = None
+            await self._connect(engine)
 
     async def health(self) -> Health:
         """Ask the engine; never raises."""
@@ -136,10 +156,17 @@ class _Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._address = ""
 
+    @property
+    def runs(self) -> bool:
+        """Whether the child is alive."""
+        process = self._process
+        return process is not None and process.poll() is None
+
     def address(self) -> str:
         """Start the child unless it runs, and wait until it serves. Raises :class:`BackendDown`."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if not self.runs:
+                self._end()
                 # -P: the script's own folder must not hide installed modules with the same names.
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", str(_SCRIPT), self._parameters],

@@ -14,7 +14,7 @@ from chainwax.router.answers import Choice, FreeText, Structured
 from chainwax.router.backends import llamacpp, make_backend
 from chainwax.router.backends.base import Reply, Request
 from chainwax.router.config import ModelConfig
-from chainwax.router.errors import BackendRefused, BackendTimeout
+from chainwax.router.errors import BackendDown, BackendRefused, BackendTimeout
 from chainwax.router.prompt import Prompt
 from chainwax.router.types import Arm, NodeSpec, Params, Query
 
@@ -118,6 +118,29 @@ def test_a_call_that_is_given_up_frees_its_slot():
             assert time.monotonic() - started < 3  # the whole story takes several times as long
         finally:
             await backend.close()
+
+    asyncio.run(go())
+
+
+def test_an_engine_that_dies_is_started_again():
+    async def go():
+        backend = make_backend("smol", config())
+        await backend.start()
+        try:
+            dead = backend._engine._process
+            dead.kill()
+            dead.wait()
+            # All that were on their way fail, once; one of them starts the engine for the next try.
+            failed = await asyncio.gather(
+                *(backend.generate(request()) for _ in range(4)), return_exceptions=True
+            )
+            assert {type(error) for error in failed} == {BackendDown}
+            assert alive(backend._engine._process)
+            assert backend._engine._process is not dead
+            assert (await backend.generate(request())).text
+        finally:
+            await backend.close()
+        assert llamacpp._engines == {}
 
     asyncio.run(go())
 
