@@ -172,7 +172,9 @@ def parse_json(raw: bytes, position: str, fields: Fields) -> AnyRecord | None:
     except UnicodeEncodeError:
         return BadRecord.of(position, raw, "not Unicode: half of a surrogate pair (\\ud800 to \\udfff)")
     except json.JSONDecodeError as error:
-        return BadRecord.of(position, raw, f"malformed JSON: {error.msg} at column {error.pos + 1}")
+        return BadRecord.of(
+            position, raw, f"malformed JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}"
+        )
     except RecursionError:
         return BadRecord.of(position, raw, f"nested deeper than {MAX_DEPTH}")
     except ValueError as error:

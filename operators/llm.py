@@ -170,6 +170,7 @@ class _Shared:
         with self._lock:
             if self._interface is None:
                 manager = self._manager or default_manager()
+                manager.ensure_run(self.spec.flow)
                 self._interface = manager.register(self.spec)
                 own = manager.settings.nodes.get(self.spec.id)
                 self._limit = (

@@ -158,14 +158,16 @@ class NodeConfig(_Section):
     priority: int | None = None
     """Higher is served first."""
     max_in_flight: Annotated[int, Field(ge=1)] | None = None
-    """Calls that the node holds at once in each worker."""
+    """Calls that the node holds at once in each worker; None takes the run's."""
     timeout: Positive | None = None
-    """Seconds for one attempt."""
+    """Seconds for one attempt; None takes the model's."""
 
 
 class RunConfig(_Section):
     """One run of a flow."""
 
+    id: str | None = None
+    """The run's id; one that the recording knows goes on with that run. None takes a new one each time."""
     recording: Path | None = Path("chainwax.db")
     """The SQLite file; an empty text records nothing (and then nothing is known after a crash)."""
     max_in_flight: int = Field(default=64, ge=1)

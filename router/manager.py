@@ -59,7 +59,7 @@ class LLMManager:
     ) -> None:
         self.settings = settings if settings is not None else load_settings()
         self.clock = clock
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id = self.settings.run.id or uuid.uuid4().hex[:12]
         self.resumed = False
         """Whether the run was begun before: only then is the recording asked for answers."""
         self.recording: Recording = NoRecording()
@@ -123,6 +123,12 @@ class LLMManager:
             self._remember(interface)
         self._snapshots = self.run(self._save_snapshots_task())
         return self.resumed
+
+    def ensure_run(self, flow: str) -> None:
+        """Begin a run unless one has begun: for operators on a dataflow that nobody prepared."""
+        with self._lock:
+            if self._flow is None:
+                self.begin_run(flow)
 
     def close(self, *, status: str = "finished", drain: bool = True) -> None:
         """End the run: wait for what is in flight (or cancel it), save, and stop the loop.

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 import chainwax.operators as lop
 from chainwax.flows.testing import TestModel
-from chainwax.router import BackendDown, BackendRefused, Form, LLMManager
+from chainwax.router import BackendDown, BackendRefused, Form, LLMManager, load_settings
 
 from .conftest import Make, items
 
@@ -257,3 +257,25 @@ def test_the_same_item_over_two_branches_is_two_calls(make_manager: Make) -> Non
     run_main(flow)
     assert len(oks) == 6
     assert len({i.calls[0].call_id for i in oks}) == 6
+
+
+def test_a_dataflow_that_nobody_prepared_is_recorded_and_goes_on(tmp_path: Path) -> None:
+    prompts: list[list[str]] = []
+    for _ in range(2):
+        model = TestModel("fine")
+        settings = load_settings(
+            run={"recording": tmp_path / "run.db", "id": "friday"},
+            models={
+                "m": {
+                    "tier": "local",
+                    "backend": "simulated",
+                    "input_cost_per_token": 0.0,
+                    "output_cost_per_token": 0.0,
+                }
+            },
+        )
+        with LLMManager(settings, backends={"m": model}) as manager:
+            oks, _ = run(manager, items(5))
+        assert [i.value["ask"] for i in oks] == ["fine"] * 5
+        prompts.append(model.prompts)
+    assert prompts == [[f"t{n}" for n in range(5)], []]  # the second start found all answers
