@@ -1,7 +1,6 @@
 """Calls and attempts: what is recorded comes back as it was, and nothing stops the writer."""
 
 import json
-import sqlite3
 import threading
 import time
 import tracemalloc
@@ -9,7 +8,7 @@ import tracemalloc
 import pytest
 from pydantic import BaseModel
 
-from chainwax.router.answers import Choice, FreeText, Structured
+from chainwax.router.answers import FreeText, Structured
 from chainwax.router.errors import AnswerInvalid, BackendDown, CallError, RecordingError
 from chainwax.router.prompt import Prompt
 from chainwax.router.recording import RecordingReader, SqliteRecording
@@ -19,77 +18,11 @@ from chainwax.router.types import (
     CallRef,
     CallResult,
     NodeSpec,
-    Params,
     Query,
     Usage,
 )
 
-TEAM = NodeSpec("team", Prompt("Which team?\n\n{text}"), Choice(["billing", "technical"]), flow="support")
-DRAFT = NodeSpec(
-    "draft", Prompt("Answer.\n\n{text}"), FreeText(), flow="support", params=Params(max_tokens=9)
-)
-
-
-class Clock:
-    def __init__(self, now=1_000.0):
-        self.now = now
-
-    def time(self):
-        return self.now
-
-    def monotonic(self):
-        return self.now
-
-    async def sleep(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.db"
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def rec(path, clock):
-    recording = SqliteRecording(path, clock=clock)
-    recording.open_run("r1", "support", {})
-    yield recording
-    recording.close()
-
-
-def attempt(call_id, number=1, model="small", **fields):
-    fields = {"text": "billing", "started": 10.0, "cost_usd": 0.001, **fields}
-    return Attempt(call_id, number, Arm(model), "local", **fields)
-
-
-def query(call_id, node=TEAM, **fields):
-    return Query(node, call_id, [{"role": "user", "content": "hello"}], **fields)
-
-
-def answered(call_id, node=TEAM, value="billing", text="billing", attempts=None, **fields):
-    attempts = [attempt(call_id, text=text)] if attempts is None else attempts
-    arm = attempts[-1].arm if attempts else None
-    cost = sum(a.cost_usd for a in attempts)
-    return CallResult(call_id, node.id, value, text, arm=arm, attempts=attempts, cost_usd=cost, **fields)
-
-
-def put(rec, call_id, node=TEAM, **fields):
-    asked = {k: fields.pop(k) for k in ("item_key", "position") if k in fields}
-    rec.result(query(call_id, node, **asked), answered(call_id, node, **fields))
-
-
-def rows(path, table):
-    db = sqlite3.connect(path)
-    db.row_factory = sqlite3.Row
-    try:
-        return [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY rowid")]
-    finally:
-        db.close()
+from .conftest import DRAFT, TEAM, answered, attempt, put, query, rows
 
 
 def test_a_call_is_found_as_it_was(rec):
