@@ -247,6 +247,7 @@ def test_without_state_a_stopped_run_says_how_to_keep_it(place, model):
 
 
 def test_a_state_in_use_and_one_bound_to_something_else(place, model):
+    model.latency = 0.7  # it must not be finished before the others have started
     process = start(place, "--state", "state")
     model.wait_for(4)
     code, _, err = end(start(place, "--state", "state"))
