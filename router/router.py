@@ -288,6 +288,9 @@ class LLMRouter:
             attempt.invalid = True
             attempt.error = f"AnswerInvalid: {error}"
             state.invalid += 1
+            if not attempt.reused and not shadow:
+                # It is paid: should the run end before its call does, it is not asked again.
+                self._recording.attempt(query, attempt)
             self._say(query, state, 0.0, FeedbackKind.validation)
             raise
         finally:

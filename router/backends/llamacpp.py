@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from chainwax.router.backends.base import Health, Reply, Request
@@ -138,7 +137,8 @@ class LlamaCppBackend:
             self._inner, self._fault = None, "the engine is closed"
         if self._engine is not None:
             engine, self._engine = self._engine, None
-            await asyncio.get_running_loop().run_in_executor(None, partial(_leave, self._parameters, engine))
+            # A matter of milliseconds, and at the interpreter's end there are no threads left to do it.
+            _leave(self._parameters, engine)
 
     def _serving(self) -> OpenAIBackend:
         if self._inner is None:
