@@ -21,6 +21,7 @@ from bytewax.testing import run_main
 
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink
 from chainwax.router import (
+    SYSTEM_CLOCK,
     BackendRefused,
     ChainwaxError,
     Clock,
@@ -275,9 +276,7 @@ def run_flow(
     by_source = dict(items) if isinstance(items, Mapping) else {_only_source(flow): items}
     sinks: dict[str, list[Any]] = {name: [] for name in flow.sinks}
     dead_letters: list[Any] = []
-    with LLMManager(
-        settings, bus=InProcessBus(), backends=backends, **({"clock": clock} if clock else {})
-    ) as manager:
+    with LLMManager(settings, bus=InProcessBus(), backends=backends, clock=clock or SYSTEM_CLOCK) as manager:
         manager.begin_run(flow.id)
         for spec in flow.specs().values():
             manager.register(spec)  # here and not in a worker: a node that no model can serve is told plainly
