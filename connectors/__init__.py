@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chainwax.connectors.bus import InProcessBus
-from chainwax.connectors.record import AnyRecord, BadRecord, Record, StopSwitch
+from chainwax.connectors.bus import InProcessBus, open_bus
+from chainwax.connectors.record import AnyRecord, BadRecord, Outgoing, Record, SourceError, StopSwitch
 from chainwax.connectors.recorded import ItemsSource, RecordedSource, parse_speed
 from chainwax.connectors.recording import RecordingSource
 from chainwax.connectors.sinks import ConsoleSink, JsonLinesSink, JsonText, ListSink, SinkError, to_json
@@ -21,12 +21,15 @@ __all__ = [
     "JsonText",
     "Kind",
     "ListSink",
+    "Outgoing",
     "Record",
     "RecordedSource",
     "RecordingSource",
     "SinkError",
+    "SourceError",
     "StopSwitch",
     "Uri",
+    "open_bus",
     "open_sink",
     "open_source",
     "parse_speed",

@@ -1,4 +1,4 @@
-"""The feedback bus of one process."""
+"""The feedback bus of one process, and the choice between it and one over Kafka."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chainwax.router.feedback import Learn
+from chainwax.router.config import BusConfig
+from chainwax.router.errors import UnknownName
+from chainwax.router.feedback import FeedbackBus, Learn
 from chainwax.router.types import Decision, Feedback
 
-__all__ = ["InProcessBus"]
+__all__ = ["InProcessBus", "open_bus"]
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +74,25 @@ class InProcessBus:
                     listener(what)
                 except Exception:
                     log.exception("a listener of the feedback bus failed")
+
+
+def open_bus(config: BusConfig, flow: str) -> FeedbackBus:
+    """The bus that the configuration's ``[bus]`` asks for, for a process that runs the flow ``flow``.
+
+    Raises ConfigError where it cannot work; whether Kafka is there is seen when a run begins.
+    """
+    if config.kind == "memory":
+        return InProcessBus()
+    # Who needs no Kafka does not wait for its library to load.
+    from chainwax.connectors.bus_topics import Topics
+    from chainwax.connectors.kafka.servers import SERVER_OPTIONS, KafkaServers
+    from chainwax.connectors.kafka_bus import KafkaBus
+
+    known = [name for name in SERVER_OPTIONS if name != "servers"]
+    for name in config.options:
+        if name not in known:
+            raise UnknownName("key in [bus.options]", name, known)
+    options: dict[str, Any] = dict(config.options)
+    servers = KafkaServers(config.servers, **options)
+    topics = Topics(*(config.topic(what) for what in ("feedback", "calls", "decisions", "dead-letters")))
+    return KafkaBus(servers, flow=flow, topics=topics, patience=config.catch_up_seconds)

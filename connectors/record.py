@@ -1,4 +1,4 @@
-"""What every source of this room emits, and the switch that stops them all."""
+"""What every source of this room emits, what sinks may get, and the switch that stops all sources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AnyRecord", "BadRecord", "Record", "StopSwitch"]
+from chainwax.router.errors import ChainwaxError
+from chainwax.router.types import CallRef
+
+__all__ = ["AnyRecord", "BadRecord", "Outgoing", "Record", "SourceError", "StopSwitch"]
 
 RAW_CHARS = 1000
 """How much of something unreadable a `BadRecord` keeps."""
@@ -50,6 +53,22 @@ class BadRecord:
 
 AnyRecord = Record | BadRecord
 """What a source emits."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """What a sink with ``takes_items = True`` gets of a compiled flow: a value with its key and lineage."""
+
+    value: Any
+    key: str = ""
+    position: str = ""
+    """The place in the source that it came from."""
+    calls: tuple[CallRef, ...] = ()
+    """The LLM calls that it owes its value to, oldest first."""
+
+
+class SourceError(ChainwaxError):
+    """A source cannot go on: its stream is gone, or what comes next was deleted before it was read."""
 
 
 class StopSwitch(threading.Event):

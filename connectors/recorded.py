@@ -155,6 +155,9 @@ class PacedSource(FixedPartitionedSource[AnyRecord, tuple[int, State]]):
     part, unreadable ones counted; ``batch_size`` the most records handed on at once.
     """
 
+    ends = True
+    """What it reads was recorded and comes to an end; windows then go by the records' own time alone."""
+
     def __init__(
         self,
         *,

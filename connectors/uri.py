@@ -48,11 +48,44 @@ class Kind:
     """The endings that a path must have one of; empty where any will do."""
 
 
+def _kafka_source(path: str, **options: Any) -> Source[AnyRecord]:
+    from chainwax.connectors.kafka import uris  # most flows need no Kafka, and its client takes a while
+
+    return uris.source(path, **options)
+
+
+def _kafka_sink(path: str, **options: Any) -> Sink[Any]:
+    from chainwax.connectors.kafka import uris
+
+    return uris.sink(path, **options)
+
+
+_SERVERS: Mapping[str, Callable[[str], Any]] = dict.fromkeys(
+    (
+        "servers",
+        "security_protocol",
+        "sasl_mechanism",
+        "sasl_username",
+        "sasl_password_env",
+        "ssl_cafile",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_password_env",
+    ),
+    str,
+)
+_KAFKA: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("from", "to", "group", "codec", "key", "time", "headers", "on_lost"), str),
+    **dict.fromkeys(("limit", "batch_size"), int),
+    **_SERVERS,
+}
+
 _PACED: Mapping[str, Callable[[str], Any]] = {"speed": str, "limit": int, "batch_size": int}
 
 SOURCES: dict[str, Kind] = {
     "file": Kind(RecordedSource, {"key": str, "time": str, **_PACED}),
     "recording": Kind(RecordingSource, {"run": str, "source": str, **_PACED}),
+    "kafka": Kind(_kafka_source, _KAFKA),
 }
 """Sources by scheme."""
 
@@ -66,6 +99,7 @@ def _console(path: str) -> ConsoleSink:
 SINKS: dict[str, Kind] = {
     "file": Kind(JsonLinesSink, endings=(".jsonl", ".ndjson")),
     "stdout": Kind(_console),
+    "kafka": Kind(_kafka_sink, {"codec": str, "compression": str, "max_record_bytes": int, **_SERVERS}),
 }
 """Sinks by scheme."""
 

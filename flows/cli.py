@@ -6,7 +6,6 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -16,14 +15,28 @@ import typer
 from rich.console import Console
 
 from chainwax.connectors import RecordingSource, StopSwitch, parse_uri
+from chainwax.flows.cluster import Command, run_cluster
 from chainwax.flows.demo.run import demo_job
+from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
 from chainwax.flows.models import describe_models, print_models
+from chainwax.flows.options import (
+    ConfigFile,
+    Debug,
+    FlowName,
+    Json,
+    Sinks,
+    bindings,
+    config_name,
+    make_console,
+    print_json,
+)
 from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
 from chainwax.flows.report import print_report
 from chainwax.flows.runner import Job, Outcome, run_job
 from chainwax.router import ChainwaxError, ConfigError, Settings, UnknownName, load_settings
+from chainwax.router.config import BusConfig
 from chainwax.router.export import export_jsonl, export_parquet, import_recording
 from chainwax.router.recording import RecordingReader
 
@@ -36,24 +49,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(letters_app, name="dead-letters")
 
-_Flow = Annotated[str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]")]
 _Sources = Annotated[
     list[str] | None,
     typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
-]
-_Sinks = Annotated[
-    list[str] | None,
-    typer.Option("--sink", metavar="NAME=URI", help="What a sink writes; '-' is standard output."),
-]
-_Config = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The configuration; chainwax.toml where there is one.")
 ]
 _State = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on.")
 ]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")]
 _Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")]
+_Processes = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Processes; one that dies is started again. Needs --state.")
+]
 _RunId = Annotated[str | None, typer.Option(metavar="ID", help="The new run's id.")]
 _Letters = Annotated[
     str | None, typer.Option(metavar="URI", help="Write the dead letters there, besides the recording.")
@@ -64,25 +73,24 @@ _Plot = Annotated[
 _Speed = Annotated[
     str | None, typer.Option(metavar="SPEED", help="max, 1x (their own time stamps) or a factor such as 10x.")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command("run")
 def run_command(
-    flow: _Flow,
+    flow: FlowName,
     source: _Sources = None,
-    sink: _Sinks = None,
-    config: _Config = None,
+    sink: Sinks = None,
+    config: ConfigFile = None,
     state: _State = None,
     fresh: _Fresh = False,
     workers: _Workers = 1,
+    processes: _Processes = 1,
     run_id: _RunId = None,
     dead_letters: _Letters = None,
     plot: _Plot = None,
     speed: _Speed = None,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
     settings = load_settings(config)
@@ -90,23 +98,23 @@ def run_command(
     job = Job(
         flow=load_flow(flow),
         settings=settings,
-        sources=_bindings("--source", source),
-        sinks=_bindings("--sink", sink),
+        sources=bindings("--source", source),
+        sinks=bindings("--sink", sink),
         dead_letters=dead_letters,
         state=state,
         fresh=fresh,
         run_id=run_id,
         workers=workers,
         speed=speed,
-        config_file=_config_name(config),
+        config_file=config_name(config),
         debug=debug,
     )
-    _run(job, plot, as_json)
+    _run(job, plot, as_json, Command(flow, config, processes))
 
 
 @app.command("replay")
 def replay_command(
-    flow: _Flow,
+    flow: FlowName,
     recording: Annotated[Path, typer.Option(metavar="OLD.db", help="The recording of the earlier run.")],
     run: Annotated[str, typer.Option(metavar="ID", help="Which of its runs.")] = "latest",
     record_to: Annotated[Path, typer.Option(metavar="NEW.db", help="The replay's own recording.")] = Path(
@@ -120,8 +128,8 @@ def replay_command(
         bool, typer.Option("--only-recorded", help="Ask nothing at all: what is not recorded is an error.")
     ] = False,
     source: _Sources = None,
-    sink: _Sinks = None,
-    config: _Config = None,
+    sink: Sinks = None,
+    config: ConfigFile = None,
     state: _State = None,
     fresh: _Fresh = False,
     workers: _Workers = 1,
@@ -129,8 +137,8 @@ def replay_command(
     dead_letters: _Letters = None,
     plot: _Plot = None,
     speed: _Speed = None,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Run a flow over the items of an earlier run, to see what another routing would have cost.
 
@@ -141,9 +149,10 @@ def replay_command(
     own: dict[str, Any] = {"recording": record_to}
     if "learn_from_recording" not in settings.run.model_fields_set:
         own["learn_from_recording"] = False
-    settings = settings.model_copy(update={"run": settings.run.model_copy(update=own)})
+    # What a replay learns is not what happened: it must not reach the routers of a live flow.
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update=own), "bus": BusConfig()})
     graph = load_flow(flow)
-    given = _bindings("--source", source)
+    given = bindings("--source", source)
     stop = StopSwitch()
     sources: dict[str, Any] = dict(given)
     with closing(RecordingReader(recording)) as reader:
@@ -160,7 +169,7 @@ def replay_command(
             flow=graph,
             settings=settings,
             sources=sources,
-            sinks={**{name: Nowhere() for name in graph.sinks}, **_bindings("--sink", sink)},
+            sinks={**{name: Nowhere() for name in graph.sinks}, **bindings("--sink", sink)},
             stop=stop,
             dead_letters=dead_letters,
             state=state,
@@ -170,7 +179,7 @@ def replay_command(
             speed=speed,
             backends=backends,
             asks=not only_recorded,
-            config_file=_config_name(config),
+            config_file=config_name(config),
             debug=debug,
         )
         _run(job, plot, as_json)
@@ -178,26 +187,26 @@ def replay_command(
 
 @app.command("check")
 def check_command(
-    flow: _Flow,
+    flow: FlowName,
     source: _Sources = None,
-    sink: _Sinks = None,
-    config: _Config = None,
+    sink: Sinks = None,
+    config: ConfigFile = None,
 ) -> None:
     """Check a flow, its configuration and the first items of its sources; ask nothing, connect to nothing."""
     count = print_check(
         load_flow(flow),
         load_settings(config),
-        _bindings("--source", source),
-        _bindings("--sink", sink),
+        bindings("--source", source),
+        bindings("--sink", sink),
         Console(highlight=False, soft_wrap=True),
-        file=_config_name(config),
+        file=config_name(config),
     )
     raise typer.Exit(1 if count else 0)
 
 
 @app.command("graph")
 def graph_command(
-    flow: _Flow,
+    flow: FlowName,
     format: Annotated[str, typer.Option(metavar="mermaid|svg", help="What to draw it as.")] = "mermaid",
     output: Annotated[
         Path | None,
@@ -220,7 +229,7 @@ def graph_command(
 
 @app.command("models")
 def models_command(
-    config: _Config = None,
+    config: ConfigFile = None,
     recording: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Whose recorders to show."),
@@ -235,9 +244,9 @@ def models_command(
         recording = settings.run.recording
     described = describe_models(settings, recording=recording, run=run, ask_health=not no_health)
     if as_json:
-        _print_json(described)
+        print_json(described)
     else:
-        print_models(described, _console())
+        print_models(described, make_console())
 
 
 @app.command("export")
@@ -251,7 +260,7 @@ def export_command(
         with closing(RecordingReader(recording)) as reader:
             reader.require_run(run)
     count = (export_parquet if _format(out) == ".parquet" else export_jsonl)(recording, run, out)
-    _console(stderr=True).print(f"{count:,} rows written to {out}", markup=False)
+    make_console(stderr=True).print(f"{count:,} rows written to {out}", markup=False)
 
 
 @app.command("import")
@@ -262,7 +271,7 @@ def import_command(
     """Read JSON lines or Parquet into a recording."""
     _format(source)
     count = import_recording(source, recording)
-    _console(stderr=True).print(f"{count:,} rows read into {recording}", markup=False)
+    make_console(stderr=True).print(f"{count:,} rows read into {recording}", markup=False)
 
 
 @app.command("demo")
@@ -270,8 +279,8 @@ def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all that it writes goes.")] = Path(
         "chainwax-demo"
     ),
-    as_json: _Json = False,
-    debug: _Debug = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Sort, read and answer 360 tickets with a real small model and dearer ones; takes two minutes.
 
@@ -304,18 +313,22 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(job: Job, plot: Path | None, as_json: bool) -> NoReturn:
-    err = _console(stderr=True)
+def _run(job: Job, plot: Path | None, as_json: bool, command: Command | None = None) -> NoReturn:
+    err = make_console(stderr=True)
     uris = [uri for uri in (*job.sinks.values(), job.dead_letters) if isinstance(uri, str)]
     to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in uris)
-    outcome = run_job(job, err, live=err.is_terminal and not (to_stdout and sys.stdout.isatty()))
-    print_report(outcome.report, err if as_json or to_stdout else _console())
+    live = err.is_terminal and not (to_stdout and sys.stdout.isatty())
+    if command is not None and command.processes > 1:
+        outcome = run_cluster(job, command, err, live=live)
+    else:
+        outcome = run_job(job, err, live=live)
+    print_report(outcome.report, err if as_json or to_stdout else make_console())
     if plot is not None:
         _plot(outcome, job, plot, err)
     for line in outcome.errors:
         err.print(line, markup=False, soft_wrap=True)
     if as_json:
-        _print_json(outcome.report.as_json())
+        print_json(outcome.report.as_json())
     sys.stdout.flush()
     raise typer.Exit(outcome.exit_code)
 
@@ -345,42 +358,12 @@ def _check_plot(plot: Path | None, settings: Settings) -> None:
         raise ConfigError("--plot needs a recording, and the configuration says that there is none")
 
 
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    # Where nobody is at the terminal, there is no reason for it to be narrow.
-    if not console.is_terminal:
-        console.width = 120
-    return console
-
-
-def _config_name(config: Path | None) -> str | None:
-    if config is not None:
-        return str(config)
-    return "chainwax.toml" if Path("chainwax.toml").exists() else None
-
-
-def _bindings(option: str, given: list[str] | None) -> dict[str, str]:
-    bound: dict[str, str] = {}
-    for text in given or ():
-        name, mark, uri = text.partition("=")
-        if not mark or not name or not uri:
-            raise ConfigError(f"{option} {text}: is written {option} NAME=URI")
-        if name in bound:
-            raise ConfigError(f"{option} {text}: '{name}' is given twice")
-        bound[name] = uri
-    return bound
-
-
 def _format(path: Path) -> str:
     known = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
     for ending in known:
         if path.name.lower().endswith(ending):
             return ending
     raise UnknownName(f"format of '{path}':", path.suffix, known)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
 
 
 if __name__ == "__main__":

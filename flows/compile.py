@@ -6,7 +6,7 @@ have a ``:`` in theirs, which no id can have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import bytewax.operators as op
@@ -34,6 +34,7 @@ from chainwax.flows.nodes import (
     StatefulMapNode,
     WindowNode,
 )
+from chainwax.operators._shards import shards_for
 from chainwax.operators.batch import batch
 from chainwax.operators.feedback import feedback
 from chainwax.operators.item import Batch, FailedItem, Item
@@ -57,23 +58,32 @@ def compile_flow(
     dead_letters: Sink[Any] | None = None,
     manager: LLMManager | None = None,
     live: bool = True,
+    entries: Mapping[str, Source[Any]] | None = None,
+    workers: int = 1,
 ) -> Dataflow:
     """A flow as a Bytewax dataflow, which ``bytewax.run`` and ``bytewax.testing.run_main`` run.
 
     ``sources`` and ``sinks`` say by node id what reads and writes. A source emits records of
     ``chainwax.connectors``, or anything else, which is then an item whose position is a hash of its content.
-    A sink that is partitioned gets ``(key, value)``, another the value alone.
+    A sink that is partitioned gets ``(key, value)``, another the value alone; one with
+    ``takes_items = True`` gets an :class:`~chainwax.connectors.Outgoing` as its value. One with a method
+    ``encode`` has it called before, so that what it refuses goes to the dead letters.
 
     What fails goes to ``dead_letters`` as :func:`~chainwax.flows.steps.dead_letter` makes it; with None it
     is logged, without its content. ``manager`` None takes the process's own for the LLM nodes; with one that
     records, the sources' items and the dead letters are recorded too. ``live`` False says that the sources
     are recorded streams: windows by event time then close by the items' time alone, the same at any speed.
+    ``entries`` are sources of ready-made items and batches that go into the node of their name, beside what
+    comes from upstream: what a retry of dead letters is made of. ``workers`` says how many Bytewax workers
+    there will be, in all processes, so that each gets as many of the calls.
 
     Raises :class:`ConfigError` where a source or a sink is missing or is none of the flow's.
     """
     _check_bound("source", flow.sources, sources, Source)
     _check_bound("sink", flow.sinks, sinks, Sink)
-    return _Compiler(flow, sources, sinks, manager, live).compile(dead_letters)
+    return _Compiler(flow, sources, sinks, manager, live, entries or {}, shards_for(workers)).compile(
+        dead_letters
+    )
 
 
 def _check_bound(what: str, wanted: list[str], given: Mapping[str, Any], kind: type) -> None:
@@ -95,12 +105,16 @@ class _Compiler:
         sinks: Mapping[str, Sink[Any]],
         manager: LLMManager | None,
         live: bool,
+        entries: Mapping[str, Source[Any]],
+        shards: int,
     ) -> None:
         self._flow = flow
         self._sources = sources
         self._sinks = sinks
         self._manager = manager
         self._live = live
+        self._entries = entries
+        self._shards = shards
         self._pressure = Pressure()
         self._specs = flow.specs()
         self._dataflow = Dataflow(flow.id)
@@ -123,6 +137,10 @@ class _Compiler:
 
     def _node(self, node: Node) -> None:
         ups = [self._streams[port] for port in node.inputs]
+        if node.id in self._entries:
+            source = steps.held_back(self._entries[node.id], self._pressure)
+            entered = op.input(f"{node.id}:entry", self._dataflow, source)
+            ups[0] = op.merge(f"{node.id}:entered", ups[0], entered)
         match node:
             case SourceNode(id):
                 source = steps.held_back(self._sources[id], self._pressure)
@@ -192,6 +210,7 @@ class _Compiler:
             ordered=node.ordered,
             max_in_flight=node.max_in_flight,
             stream=node.stream,
+            shards=self._shards,
             pressure=self._pressure,
         )
         self._streams[Port(node.id)] = asked.oks
@@ -208,18 +227,17 @@ class _Compiler:
 
     def _sink(self, node_id: str, up: ByteStream[Item | Batch]) -> None:
         sink = self._sinks[node_id]
-        if isinstance(sink, JsonLinesSink | ConsoleSink):
-            # What has no form in JSON goes to the dead letters instead of ending up half-written.
-            written = op.flat_map_batch(f"{node_id}:json", up, steps.map_each(node_id, to_json))
+        encode = to_json if isinstance(sink, JsonLinesSink | ConsoleSink) else getattr(sink, "encode", None)
+        if encode is not None:
+            # What cannot be written goes to the dead letters instead of ending up half-written.
+            written = op.flat_map_batch(f"{node_id}:json", up, steps.map_each(node_id, encode))
             parted = op.branch(f"{node_id}:ok", written, steps.is_ok)
             self._errs.append(parted.falses)
             up = parted.trues
         self._output(node_id, up, sink)
 
     def _output(self, step_id: str, up: ByteStream[Any], sink: Sink[Any]) -> None:
-        keyed = isinstance(sink, FixedPartitionedSink)
-        op.output(
-            step_id,
-            op.flat_map_batch(f"{step_id}:values", up, steps.keyed_values if keyed else steps.plain_values),
-            sink,
-        )
+        values: Callable[[list[Any]], list[Any]] = steps.plain_values
+        if isinstance(sink, FixedPartitionedSink):
+            values = steps.outgoing if getattr(sink, "takes_items", False) else steps.keyed_values
+        op.output(step_id, op.flat_map_batch(f"{step_id}:values", up, values), sink)

@@ -243,10 +243,19 @@ class Flow:
         dead_letters: Sink[Any] | None = None,
         manager: LLMManager | None = None,
         live: bool = True,
+        entries: Mapping[str, Source[Any]] | None = None,
+        workers: int = 1,
     ) -> Dataflow:
         """The flow as a Bytewax dataflow; see :func:`~chainwax.flows.compile.compile_flow`."""
         return compile_flow(
-            self.build(), sources, sinks, dead_letters=dead_letters, manager=manager, live=live
+            self.build(),
+            sources,
+            sinks,
+            dead_letters=dead_letters,
+            manager=manager,
+            live=live,
+            entries=entries,
+            workers=workers,
         )
 
 

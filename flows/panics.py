@@ -16,13 +16,18 @@ from contextlib import contextmanager
 
 __all__ = ["without_panics"]
 
-_PANIC = re.compile(rb"thread '.*' (\(\d+\) )?panicked at ")
+_PANIC = re.compile(rb"(thread '.*' (\(\d+\) )?|RuntimeError: \(\S+\) )panicked at ")
 _TRAIL = re.compile(rb"(Box<dyn Any>|stack backtrace:|note: |\s+\d+: |\s+at |\s*$)")
 
 
 @contextmanager
-def without_panics() -> Iterator[None]:
-    """Drop the panics from what is written to descriptor 2; all else is passed on at once."""
+def without_panics(*, to_the_end: bool = False) -> Iterator[None]:
+    """Drop the panics from what is written to descriptor 2; all else is passed on at once.
+
+    In a process that is one of several, Bytewax has Python write some of them, and some come late.
+    ``to_the_end`` drops those too: Python's messages go the same way as all others, and afterwards, when
+    the process is about to end, nothing is written any more.
+    """
     os.environ.setdefault("RUST_BACKTRACE", "0")
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -30,18 +35,21 @@ def without_panics() -> Iterator[None]:
     os.dup2(theirs, 2)
     os.close(theirs)
     before = sys.stderr
-    # Python's own messages go round the pipe: it would make a terminal look like a file.
-    sys.stderr = io.TextIOWrapper(
-        os.fdopen(os.dup(terminal), "wb", 0), encoding=before.encoding, errors="replace", write_through=True
-    )
+    if not to_the_end:
+        # Python's own messages go round the pipe: it would make a terminal look like a file.
+        around = os.fdopen(os.dup(terminal), "wb", 0)
+        sys.stderr = io.TextIOWrapper(around, encoding=before.encoding, errors="replace", write_through=True)
     thread = threading.Thread(target=_pass_on, args=(ours, terminal), name="chainwax-stderr", daemon=True)
     thread.start()
     try:
         yield
     finally:
         now, sys.stderr = sys.stderr, before
-        now.close()
+        if now is not before:
+            now.close()
         before.flush()
+        if to_the_end:
+            terminal = os.open(os.devnull, os.O_WRONLY)
         os.dup2(terminal, 2)
         # A child process may hold the pipe open.
         thread.join(1.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -21,7 +23,7 @@ from chainwax.router.manager import LLMManager
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Progress", "money"]
+__all__ = ["Counts", "Progress", "counted", "money"]
 
 _EVERY = 10.0
 """Seconds between two plain lines."""
@@ -54,6 +56,28 @@ def money(dollars: float) -> str:
     return f"${dollars:.{decimals}f}"
 
 
+class Counts(NamedTuple):
+    """What a run did so far."""
+
+    items: int = 0
+    calls: int = 0
+    in_flight: int = 0
+    cost_usd: float = 0.0
+    letters: int = 0
+
+
+def counted(manager: LLMManager, tally: Tally) -> Counts:
+    """One look at a process's counters, no statistics."""
+    stats = [interface.router.stats for interface in list(manager.interfaces.values())]
+    return Counts(
+        tally.items,
+        sum(s.calls for s in stats),
+        sum(instance.queue.in_flight for instance in manager.instances.values()),
+        sum(s.spent for s in stats),
+        tally.letters,
+    )
+
+
 class _ToConsole(logging.Handler):
     """What is logged stands above the live line instead of tearing it."""
 
@@ -70,13 +94,15 @@ class _ToConsole(logging.Handler):
 
 
 class Progress:
-    """Shows items, calls, cost and failures while a run runs, on standard error."""
+    """Shows items, calls, cost and failures while a run runs, on standard error.
+
+    ``look`` says what they are now; it is called from a thread.
+    """
 
     def __init__(
-        self, manager: LLMManager, tally: Tally, *, console: Console, live: bool, every: float = _EVERY
+        self, look: Callable[[], Counts], *, console: Console, live: bool, every: float = _EVERY
     ) -> None:
-        self._manager = manager
-        self._tally = tally
+        self._look = look
         self._console = console
         self._begun = time.monotonic()
         self._seen: deque[tuple[float, int]] = deque()
@@ -127,23 +153,26 @@ class Progress:
         if self._live is None:
             os.write(2, f"{text}\n".encode())
 
+    def last_words(self, text: str) -> None:
+        """Say something and leave the terminal as it was: the process ends at once."""
+        end = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
+        os.write(sys.stderr.fileno(), f"{end}{text}\n".encode())
+
     def text(self) -> str:
-        """The line: one look at counters, no statistics."""
-        stats = [interface.router.stats for interface in list(self._manager.interfaces.values())]
-        queues = [instance.queue for instance in self._manager.instances.values()]
+        """The line."""
+        counts = self._look()
         now = self.seconds
-        items, calls = self._tally.items, sum(s.calls for s in stats)
-        self._seen.append((now, calls))
+        self._seen.append((now, counts.calls))
         while len(self._seen) > 2 and now - self._seen[1][0] >= _OVER:
             self._seen.popleft()
         then, before = self._seen[0]
-        rate = (calls - before) / (now - then) if now > then else 0.0
+        rate = (counts.calls - before) / (now - then) if now > then else 0.0
         parts = [
-            f"{items:,} items",
-            f"{calls:,} calls ({rate:,.1f}/s)",
-            f"{sum(q.in_flight for q in queues):,} in flight",
-            money(sum(s.spent for s in stats)),
-            f"{self._tally.letters:,} errors",
+            f"{counts.items:,} items",
+            f"{counts.calls:,} calls ({rate:,.1f}/s)",
+            f"{counts.in_flight:,} in flight",
+            money(counts.cost_usd),
+            f"{counts.letters:,} errors",
             elapsed(now),
         ]
         return " · ".join(parts)

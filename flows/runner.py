@@ -1,74 +1,43 @@
-"""Running a flow from the command line: what it is bound to, how it stops, what it leaves behind."""
+"""Running a flow from the command line: how it runs, how it stops, what it leaves behind."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
-from bytewax.inputs import Source
-from bytewax.outputs import Sink
 from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from rich.console import Console
 
-from chainwax.connectors import InProcessBus, StopSwitch, open_sink, open_source, parse_uri
-from chainwax.connectors.recorded import PacedSource
-from chainwax.flows.graph import Flow
+from chainwax.connectors import open_bus
+from chainwax.flows.job import Bound, Job, checked, state_of
 from chainwax.flows.load import user_frame
 from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
-from chainwax.flows.preflight import check_nodes
-from chainwax.flows.progress import Progress
+from chainwax.flows.progress import Progress, counted
 from chainwax.flows.report import RunReport, make_report
-from chainwax.flows.state import RunState
+from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
-from chainwax.router import ChainwaxError, ConfigError, LLMManager, RecordingError, Settings
-from chainwax.router.backends import Backend
-from chainwax.router.errors import UnknownName
+from chainwax.flows.watched import watch
+from chainwax.router import ChainwaxError, LLMManager, RecordingError
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.totals import Letters, items_of, letters_of, totals
+from chainwax.router.share import ALL
 
-__all__ = ["Job", "Outcome", "run_job"]
+if TYPE_CHECKING:
+    from typing import Self
 
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """What is to be run."""
-
-    flow: Flow
-    settings: Settings
-    sources: Mapping[str, str | Source[Any]]
-    """A URI, or the source itself, by name."""
-    sinks: Mapping[str, str | Sink[Any]]
-    """A URI, or the sink itself, by name."""
-    stop: StopSwitch = field(default_factory=StopSwitch)
-    """Also given to the sources that are given as such."""
-    dead_letters: str | None = None
-    state: Path | None = None
-    fresh: bool = False
-    run_id: str | None = None
-    workers: int = 1
-    speed: str | None = None
-    """For sources whose URI does not say."""
-    backends: Mapping[str, Backend] = field(default_factory=dict)
-    """In place of the configured ones."""
-    asks: bool = True
-    """Whether models are asked, so that their keys must be there."""
-    config_file: str | None = None
-    """For messages."""
-    debug: bool = False
+__all__ = ["Ended", "Job", "Outcome", "run_job", "run_member"]
 
 
 @dataclass(slots=True)
@@ -82,6 +51,35 @@ class Outcome:
     """What to tell the person besides the report, one line each."""
 
 
+@dataclass(slots=True)
+class Ended:
+    """How the flow itself ended."""
+
+    failed: bool = False
+    gave_up: bool = False
+    """Whether Bytewax failed and not the flow: a process beside this one is gone."""
+    stopped_by: int = 0
+    """The signal that stopped it."""
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """As the recording says it."""
+        return "failed" if self.failed else "stopped" if self.stopped_by else "finished"
+
+
+class Teller(Protocol):
+    """Who tells the person what a run does; called from signal handlers too."""
+
+    def note(self, text: str) -> None:
+        """Something that happens now."""
+        ...
+
+    def last_words(self, text: str) -> None:
+        """The process ends with this line."""
+        ...
+
+
 def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     """Run a flow to its end, or until it is stopped.
 
@@ -90,97 +88,144 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     Raises :class:`ConfigError` and :class:`RecordingError` before anything has begun. What goes wrong
     later is in the outcome, whose outputs are complete as far as it says ``finished``.
     """
-    sources, sinks, letters_sink = _bound(job)
-    found = check_nodes(job.flow, job.settings, ask=job.asks, file=job.config_file)
-    if found.every_problem:
-        raise ConfigError("\n".join(found.every_problem))
-    state = _state_of(job)
+    bound = checked(job)
+    state = state_of(job)
     with closing(state) if state is not None else nullcontext():
         tally = Tally()
-        manager = LLMManager(job.settings, bus=InProcessBus(), backends=job.backends)
-        try:
-            _begin(job, manager, state, console)
-            dataflow = job.flow.compile(
-                {name: counted_source(source, tally) for name, source in sources.items()},
-                sinks,
-                dead_letters=counted_letters(letters_sink, tally),
-                manager=manager,
-                live=not all(isinstance(source, PacedSource) for source in sources.values()),
-            )
-        except BaseException:
-            manager.close(status="failed", drain=False)
-            raise
-        return _run(job, manager, dataflow, tally, state, console, live)
+        manager, dataflow = _compiled(job, bound, tally, lambda manager: _begin(job, manager, state, console))
+        with (
+            nullcontext() if job.debug else without_panics(),
+            Progress(lambda: counted(manager, tally), console=console, live=live) as progress,
+        ):
+            ended = _drive(job, manager, dataflow, None if state is None else state.recovery, progress)
+            seconds = progress.seconds
+        if state is not None:
+            state.end(ended.status)
+    report = report_of(job, manager.snapshot(), tally, ended.status, seconds)
+    if ended.stopped_by and not ended.failed:
+        ended.errors.append(how_to_go_on(job))
+        return Outcome(report, 128 + ended.stopped_by, ended.errors)
+    return Outcome(report, 1 if ended.errors else 0, ended.errors)
 
 
-def _run(
+def run_member(
+    job: Job, ready: Callable[[LLMManager, Tally], AbstractContextManager[Teller]]
+) -> tuple[Ended, Mapping[str, Any]]:
+    """Run one process's part of a flow; how it ended, and what its recorders say.
+
+    ``ready`` is called when all is prepared: entering what it gives waits until the others are ready too.
+    Raises as :func:`run_job` does.
+    """
+    assert job.member is not None
+    specs = job.flow.specs().values()
+    tally = Tally()
+    bound = checked(job)
+    raised: list[Exception] = []
+    for what in (*bound.sources.values(), *bound.sinks.values(), bound.letters):
+        if what is not None:
+            watch(what, raised.append)
+
+    def begin(manager: LLMManager) -> None:
+        # The others may have answered something already: look everything up.
+        manager.begin_run(job.flow.id, job.run_id, resume=True, nodes=specs)
+
+    manager, dataflow = _compiled(job, bound, tally, begin)
+    with ready(manager, tally) as teller:
+        ended = _drive(job, manager, dataflow, recovery_from(job.member.store), teller, raised)
+    return ended, manager.snapshot()
+
+
+def _compiled(
+    job: Job, bound: Bound, tally: Tally, begin: Callable[[LLMManager], None]
+) -> tuple[LLMManager, Dataflow]:
+    share = ALL if job.member is None else job.member.share
+    bus = open_bus(job.settings.bus, job.flow.id)
+    manager = LLMManager(job.settings, bus=bus, backends=job.backends, share=share)
+    try:
+        begin(manager)
+        dataflow = job.flow.compile(
+            {name: counted_source(source, tally) for name, source in bound.sources.items()},
+            bound.sinks,
+            dead_letters=counted_letters(bound.letters, tally),
+            manager=manager,
+            live=not all(getattr(source, "ends", False) for source in bound.sources.values()),
+            entries=job.entries,
+            workers=share.of * job.workers,
+        )
+    except BaseException:
+        manager.close(status="failed", drain=False)
+        raise
+    return manager, dataflow
+
+
+def _drive(
     job: Job,
     manager: LLMManager,
     dataflow: Dataflow,
-    tally: Tally,
-    state: RunState | None,
-    console: Console,
-    live: bool,
-) -> Outcome:
-    errors: list[str] = []
-    failed = False
-    with (
-        nullcontext() if job.debug else without_panics(),
-        Progress(manager, tally, console=console, live=live) as progress,
-    ):
-        stopping = _Stopping(job, manager, progress)
-        with stopping:
-            try:
-                _run_bytewax(dataflow, job, state.recovery if state is not None else None)
-            except Exception as error:
-                failed = True
-                errors.append(_explained(error, job))
-            stopped_by = stopping.signal
-            status = "failed" if failed else "stopped" if stopped_by else "finished"
-            try:
-                manager.close(status=status, drain=not failed)
-            except RecordingError as error:
-                errors.append(str(error))
-        seconds = progress.seconds
-    if state is not None:
-        state.end(status)
-    report = _report(job, manager, tally, status, seconds)
-    if stopped_by and not failed:
-        errors.append(_how_to_go_on(job))
-        return Outcome(report, 128 + stopped_by, errors)
-    return Outcome(report, 1 if errors else 0, errors)
+    recovery: RecoveryConfig | None,
+    teller: Teller,
+    raised: Sequence[Exception] = (),
+) -> Ended:
+    """Run the dataflow and close the manager. ``raised`` is what Bytewax may not tell of."""
+    ended = Ended()
+    with _Stopping(job, manager, teller) as stopping:
+        try:
+            _run_bytewax(dataflow, job, recovery)
+        except Exception as error:
+            ended.failed = True
+            if isinstance(error, _BytewaxGaveUp) and raised:
+                error = raised[0]
+            ended.gave_up = isinstance(error, _BytewaxGaveUp)
+            ended.errors.append(_explained(error, job))
+        ended.stopped_by = stopping.signal
+        try:
+            # One of several processes is started again at once: what is paid for is worth waiting for.
+            drain: bool | Literal["sent"] = "sent" if ended.failed and job.member else not ended.failed
+            manager.close(status=ended.status, drain=drain)
+        except RecordingError as error:
+            ended.errors.append(str(error))
+    return ended
+
+
+class _BytewaxGaveUp(RuntimeError):
+    """A panic of Bytewax's own, which it raises past all that catches exceptions."""
 
 
 def _run_bytewax(dataflow: Dataflow, job: Job, recovery: RecoveryConfig | None) -> None:
+    place = {}
+    if job.member is not None:
+        place = {"process_id": job.member.share.index, "addresses": list(job.member.addresses)}
     try:
         cli_main(  # type: ignore[no-untyped-call]
             dataflow,
             workers_per_process=job.workers,
             epoch_interval=timedelta(seconds=job.settings.run.epoch_seconds),
             recovery_config=recovery,
+            **place,
         )
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise RuntimeError(f"Bytewax gave up: {error}") from error
+        raise _BytewaxGaveUp(f"Bytewax gave up: {error}") from error
 
 
 class _Stopping:
     """Ctrl-C and SIGTERM: the first lets the run drain, the second ends the process at once."""
 
-    def __init__(self, job: Job, manager: LLMManager, progress: Progress) -> None:
+    def __init__(self, job: Job, manager: LLMManager, teller: Teller) -> None:
         self.signal: int = 0
         self._stop = job.stop
         self._manager = manager
-        self._progress = progress
+        self._teller = teller
         self._before: dict[int, Any] = {}
         manager.on_fatal = self._lost_rows
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._heard)
+        return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
@@ -188,106 +233,45 @@ class _Stopping:
 
     def _lost_rows(self) -> None:
         self._stop.set()
-        self._progress.note("stopping: the recording cannot be written, and too much waits for it")
+        self._teller.note("stopping: the recording cannot be written, and too much waits for it")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal = number
             self._stop.set()
-            self._progress.note("stopping: what is under way is finished first; once more to stop at once")
+            self._teller.note("stopping: what is under way is finished first; once more to stop at once")
             return
         # Whatever was answered is in the recording already, or is on its way there.
         saved = self._manager.recording.flush(1.0)
-        end = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
-        words = "stopped at once; all answers are in the recording" if saved else "stopped at once"
-        os.write(sys.stderr.fileno(), f"{end}{words}\n".encode())
+        self._teller.last_words(
+            "stopped at once; all answers are in the recording" if saved else "stopped at once"
+        )
         os._exit(128 + number)
-
-
-def _bound(job: Job) -> tuple[dict[str, Source[Any]], dict[str, Sink[Any]], Sink[Any] | None]:
-    add: list[str] = []
-    for what, wanted, given in (
-        ("source", job.flow.sources, job.sources),
-        ("sink", job.flow.sinks, job.sinks),
-    ):
-        for name in given:
-            if name not in wanted:
-                raise UnknownName(f"{what} of the flow '{job.flow.id}':", name, wanted)
-        add += [f"--{what} {name}={_EXAMPLE[what]}" for name in wanted if name not in given]
-    if add:
-        raise ConfigError(f"flow '{job.flow.id}': not all of it is bound: add {' '.join(add)}")
-    _check_files(job)
-    sources: dict[str, Source[Any]] = {
-        name: open_source(source, name=name, stop=job.stop, speed=job.speed)
-        if isinstance(source, str)
-        else source
-        for name, source in job.sources.items()
-    }
-    sinks: dict[str, Sink[Any]] = {
-        name: open_sink(sink, name=name) if isinstance(sink, str) else sink
-        for name, sink in job.sinks.items()
-    }
-    letters = open_sink(job.dead_letters, name="dead letters") if job.dead_letters else None
-    return sources, sinks, letters
-
-
-_EXAMPLE = {"source": "FILE.jsonl", "sink": "OUT.jsonl"}
-
-
-def _check_files(job: Job) -> None:
-    """A sink begins its file anew: it must be nobody else's."""
-    taken: dict[Path, str] = {}
-    uses = [(f"source '{name}'", uri) for name, uri in job.sources.items() if isinstance(uri, str)]
-    uses += [(f"sink '{name}'", uri) for name, uri in job.sinks.items() if isinstance(uri, str)]
-    if job.dead_letters:
-        uses.append(("--dead-letters", job.dead_letters))
-    if job.settings.run.recording is not None:
-        taken[job.settings.run.recording.resolve()] = "the recording"
-    for who, uri in uses:
-        parts = parse_uri(uri)
-        if parts.scheme != "file":
-            continue
-        path = Path(parts.path).resolve()
-        # Two sources may read one file; a device keeps nothing that could be lost.
-        if path in taken and not who.startswith("source") and not path.is_char_device():
-            raise ConfigError(f"{who} ({uri}): {taken[path]} is this file already")
-        taken.setdefault(path, who)
-
-
-def _state_of(job: Job) -> RunState | None:
-    if job.state is None:
-        return None
-    recording = job.settings.run.recording
-    bound = {
-        "flow": job.flow.id,
-        "sources": {name: uri for name, uri in job.sources.items() if isinstance(uri, str)},
-        "sinks": {name: uri for name, uri in job.sinks.items() if isinstance(uri, str)},
-        "recording": None if recording is None else str(recording.resolve()),
-    }
-    return RunState(job.state, bound, run_id=job.run_id, fresh=job.fresh)
 
 
 def _begin(job: Job, manager: LLMManager, state: RunState | None, console: Console) -> None:
     run_id = state.run_id if state is not None else job.run_id
     resumed = state is not None and state.resumed
-    known = manager.begin_run(job.flow.id, run_id, resume=resumed)
+    known = manager.begin_run(job.flow.id, run_id, resume=resumed, nodes=job.flow.specs().values())
     if state is not None:
         state.begin(manager.run_id)
+    say_what_is_known(manager.run_id, resumed, known, console)
+
+
+def say_what_is_known(run_id: str, resumed: bool, known: bool, console: Console) -> None:
+    """Tell of a run that was begun before, or that is in the recording."""
     if resumed:
-        console.print(
-            f"going on with run {manager.run_id}, which was not finished", markup=False, highlight=False
-        )
+        console.print(f"going on with run {run_id}, which was not finished", markup=False, highlight=False)
     elif known:
         console.print(
-            f"run {manager.run_id} is in the recording already: what it answered is not asked again",
+            f"run {run_id} is in the recording already: what it answered is not asked again",
             markup=False,
             highlight=False,
         )
-    for spec in job.flow.specs().values():
-        manager.register(spec)
 
 
-def _report(job: Job, manager: LLMManager, tally: Tally, status: str, seconds: float) -> RunReport:
+def report_of(job: Job, snapshot: Mapping[str, Any], tally: Tally, status: str, seconds: float) -> RunReport:
+    """The report on a whole run, from its recording and what the recorders said last."""
     kinds = {node.id: node.kind for node in job.flow.nodes.values() if isinstance(node, LLMNode)}
     first = tally.first or {}
     letters = Letters(tally.letters, *(str(first.get(name, "")) for name in ("node", "error", "message")))
@@ -297,13 +281,13 @@ def _report(job: Job, manager: LLMManager, tally: Tally, status: str, seconds: f
     if path is not None:
         try:
             with closing(RecordingReader(path)) as reader:
-                of_nodes = totals(reader, manager.run_id)
-                letters = max(letters, letters_of(reader, manager.run_id), key=lambda found: found.count)
-                items = max(items, items_of(reader, manager.run_id))
+                of_nodes = totals(reader, snapshot["run"])
+                letters = max(letters, letters_of(reader, snapshot["run"]), key=lambda found: found.count)
+                items = max(items, items_of(reader, snapshot["run"]))
         except RecordingError:
             of_nodes = None  # it was told why when it was closed
     return make_report(
-        manager.snapshot(),
+        snapshot,
         kinds,
         flow=job.flow.id,
         status=status,
@@ -315,7 +299,8 @@ def _report(job: Job, manager: LLMManager, tally: Tally, status: str, seconds: f
     )
 
 
-def _how_to_go_on(job: Job) -> str:
+def how_to_go_on(job: Job) -> str:
+    """What to do after a stop."""
     if job.state is not None:
         return f"stopped; the same command goes on where it stopped (--state {job.state})"
     return "stopped; with --state DIR the same command would go on where it stopped"
@@ -337,7 +322,8 @@ def _explained(error: Exception, job: Job) -> str:
         traceback.print_exception(error)
     place = user_frame(what)
     where = f" at node '{step}'" if step in job.flow.nodes else ""
-    text = str(what) if isinstance(what, ChainwaxError) else f"{type(what).__name__}: {what}"
+    known = isinstance(what, ChainwaxError | _BytewaxGaveUp)
+    text = str(what) if known else f"{type(what).__name__}: {what}"
     at = f" ({place[0]}:{place[1]})" if place else ""
     hint = ""
     if job.state is not None and "pickle" in text:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,28 +20,41 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from chainwax.router.errors import ConfigError
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "recovery_from"]
+
+
+def recovery_from(store: Path) -> RecoveryConfig:
+    """What Bytewax wants to know of a recovery store."""
+    return RecoveryConfig(store, timedelta(0))  # type: ignore[no-untyped-call]
 
 
 class RunState:
     """One state folder, locked for as long as this object is open.
 
     ``bound`` is what must be the same when the run goes on: the flow's name, what its sources and sinks
-    are, where the recording is.
+    are, where the recording is. A new store has ``parts`` parts, so that as many processes can write to it;
+    with fewer or more it still works.
 
     Raises :class:`ConfigError` where the folder is in use, holds a finished run, or one that is bound to
     something else.
     """
 
     def __init__(
-        self, folder: Path, bound: Mapping[str, Any], *, run_id: str | None, fresh: bool = False
+        self,
+        folder: Path,
+        bound: Mapping[str, Any],
+        *,
+        run_id: str | None,
+        fresh: bool = False,
+        parts: int = 1,
     ) -> None:
         self.folder = folder
         self.run_id = run_id
         """Of the run to go on with; else what was given."""
         self.resumed = False
         self._file = folder / "run.json"
-        self._store = folder / "recovery"
+        self.store = folder / "recovery"
+        """Bytewax's part of it."""
         self._bound = dict(bound)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -51,9 +66,9 @@ class RunState:
             if fresh:
                 self._wipe()
             self._go_on(self._read(), run_id)
-            if not self._store.is_dir():
-                self._store.mkdir()
-                init_db_dir(self._store, 1)  # type: ignore[no-untyped-call]
+            if not self.store.is_dir():
+                self.store.mkdir()
+                init_db_dir(self.store, parts)  # type: ignore[no-untyped-call]
         except BaseException:
             self._lock.close()
             raise
@@ -61,7 +76,20 @@ class RunState:
     @property
     def recovery(self) -> RecoveryConfig:
         """For Bytewax."""
-        return RecoveryConfig(self._store, timedelta(0))  # type: ignore[no-untyped-call]
+        return recovery_from(self.store)
+
+    def epoch(self) -> int:
+        """How far the recovery store has come: it grows with each epoch that is closed."""
+        newest = 0
+        for part in self.store.glob("part-*.sqlite3"):
+            # Bytewax has no way to ask; where another version of it keeps this elsewhere, nothing is known.
+            with (
+                suppress(sqlite3.Error),
+                closing(sqlite3.connect(f"{part.absolute().as_uri()}?mode=ro", uri=True)) as db,
+            ):
+                ((found,),) = db.execute("SELECT max(worker_frontier) FROM fronts").fetchall()
+                newest = max(newest, found or 0)
+        return newest
 
     def begin(self, run_id: str) -> None:
         """Note that the run runs: whatever happens now, it is resumed."""
@@ -72,6 +100,11 @@ class RunState:
         """Note how it ended; ``finished`` is the only one that is not resumed."""
         assert self.run_id is not None
         self._write(self.run_id, status)
+
+    @property
+    def lock(self) -> int:
+        """The lock's file descriptor: a process that inherits it keeps others out while it lives."""
+        return self._lock.fileno()
 
     def close(self) -> None:
         """Let others in."""
@@ -89,13 +122,13 @@ class RunState:
 
     def _wipe_store(self) -> None:
         # Only what is ours: the folder may have been named by mistake.
-        for file in self._store.glob("part-*.sqlite3*"):
+        for file in self.store.glob("part-*.sqlite3*"):
             file.unlink()
-        if self._store.is_dir():
+        if self.store.is_dir():
             try:
-                self._store.rmdir()
+                self.store.rmdir()
             except OSError:
-                raise ConfigError(f"{self._store}: holds files that are no recovery store's") from None
+                raise ConfigError(f"{self.store}: holds files that are no recovery store's") from None
 
     def _go_on(self, known: dict[str, Any] | None, run_id: str | None) -> None:
         if known is None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from typing_extensions import override
 
-from chainwax.connectors.record import BadRecord, Record
+from chainwax.connectors.record import BadRecord, Outgoing, Record
 from chainwax.connectors.sinks import to_json
 from chainwax.operators.item import Batch, FailedItem, Item
 from chainwax.operators.pressure import Pressure
@@ -38,6 +39,7 @@ __all__ = [
     "keyed_values",
     "late_letters",
     "map_each",
+    "outgoing",
     "pick",
     "plain_values",
     "unpacked",
@@ -58,7 +60,9 @@ def is_ok(value: Item | Batch | FailedItem) -> bool:
 
 def _failures(some: Some, node_id: str, error: Exception) -> list[FailedItem]:
     # Of a batch each item fails, so that none is lost.
-    items = some.items if isinstance(some, Batch) else [some]
+    if not isinstance(some, Batch):
+        return [FailedItem.of(some, node_id, error)]
+    items = [replace(item, window_id=some.window_id) for item in some.items]
     return [FailedItem.of(item, node_id, error) for item in items]
 
 
@@ -310,6 +314,14 @@ def keyed_values(batch: list[Some]) -> list[tuple[str, Any]]:
     return [(some.key, some.value) for some in batch]
 
 
+def outgoing(batch: list[Some]) -> list[tuple[str, Outgoing]]:
+    """Keys and whole items for a partitioned sink; those without a key are spread by their position."""
+    return [
+        (item.key or item.position, Outgoing(item.value, item.key, item.position, item.calls))
+        for item in (some.joined(some.value) if isinstance(some, Batch) else some for some in batch)
+    ]
+
+
 def _jsonable(value: Any) -> Any:
     """The value itself where JSON can hold it, else the beginning of what it looks like."""
     try:
@@ -353,7 +365,16 @@ class Letters:
             self._manager.recording.dead_letters(
                 [
                     DeadLetter(
-                        f.node, f.item.value, f.error, f.message, f.item.key, f.item.position, f.attempts
+                        f.node,
+                        f.item.value,
+                        f.error,
+                        f.message,
+                        f.item.key,
+                        f.item.position,
+                        f.attempts,
+                        item_time=f.item.time,
+                        window_id=f.item.window_id,
+                        parents=f.item.calls,
                     )
                     for f in failures
                 ]

@@ -16,12 +16,31 @@ from bytewax.operators import KeyedStream
 
 from chainwax.operators.item import Batch, Item
 
-__all__ = ["SHARDS", "to_shards"]
+__all__ = ["SHARDS", "shards_for", "to_shards"]
 
 SHARDS = 4
 """Shards of a step. Changing it between a crash and a resume keeps all items, but not their order."""
 
-_NAMES = tuple(f"shard-{n}" for n in range(64))
+# Bytewax gives a key to the worker that its hash says, and names in a row may all go to one. Of these the
+# n-th goes to worker n of 24, and so each run of them is spread evenly over any number that divides it.
+_NAMES = tuple(
+    f"shard-{n}"
+    for n in (
+        *(126, 82, 221, 471, 37, 60, 107, 506, 8, 388, 216, 263),
+        *(502, 42, 16, 296, 564, 829, 285, 160, 552, 539, 59, 504),
+    )
+)
+
+
+def shards_for(workers: int) -> int:
+    """How many shards keep so many workers equally busy: a worker looks at each of its own all the time.
+
+    >>> shards_for(1), shards_for(3), shards_for(8)
+    (4, 12, 24)
+    """
+    if workers == 1:
+        return SHARDS
+    return 12 if workers <= 4 else len(_NAMES)
 
 
 def to_shards(step_id: str, up: Stream[Any], shards: int) -> KeyedStream[Any]:

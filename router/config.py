@@ -22,7 +22,16 @@ from chainwax.router.errors import ConfigError, UnknownModelType, UnknownName, n
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.types import Form, Mode, Tier
 
-__all__ = ["LocalEngine", "ModelConfig", "NodeConfig", "RunConfig", "Settings", "Simulation", "load_settings"]
+__all__ = [
+    "BusConfig",
+    "LocalEngine",
+    "ModelConfig",
+    "NodeConfig",
+    "RunConfig",
+    "Settings",
+    "Simulation",
+    "load_settings",
+]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -189,6 +198,27 @@ class RunConfig(_Section):
         return None if value == "" else value
 
 
+class BusConfig(_Section):
+    """How feedback comes back from downstream."""
+
+    kind: Literal["memory", "kafka"] = "memory"
+    """``memory`` reaches this process alone; ``kafka`` every process, and any program, by topics."""
+    servers: str | None = None
+    """Kafka's addresses, ``host:port`` with commas between; None takes ``CHAINWAX_KAFKA_SERVERS``."""
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "chainwax"
+    """Topics are named after it: ``chainwax.feedback``, ``.calls``, ``.decisions``, ``.dead-letters``."""
+    topics: dict[Literal["feedback", "calls", "decisions", "dead-letters"], str] = {}
+    """Names of topics that do not follow the prefix."""
+    options: dict[str, str] = {}
+    """TLS and SASL as in a ``kafka://`` URI: ``security_protocol``, ``sasl_mechanism`` …"""
+    catch_up_seconds: Positive = 30.0
+    """How long reading what was said before may stand still before the start is given up."""
+
+    def topic(self, what: Literal["feedback", "calls", "decisions", "dead-letters"]) -> str:
+        """The name of one of the four topics."""
+        return self.topics.get(what, f"{self.prefix}.{what}")
+
+
 class Settings(BaseSettings):
     """The whole configuration."""
 
@@ -200,6 +230,7 @@ class Settings(BaseSettings):
     defaults: NodeConfig = NodeConfig()
     nodes: dict[str, NodeConfig] = {}
     models: dict[str, ModelConfig] = {}
+    bus: BusConfig = BusConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -274,6 +305,10 @@ def _check_env(file: Path) -> None:
 def _explain(file: Path | None, error: Any) -> str:
     loc = [str(part) for part in error["loc"]]
     where = f"{file}: " if file else "configuration: "
+    variable = "__".join(["CHAINWAX", *loc]).replace("CHAINWAX__", "CHAINWAX_").upper()
+    for name in os.environ:
+        if name.upper() == variable:
+            where = f"environment variable {name}: "
     key = ".".join(loc)
     if error["type"] == "extra_forbidden":
         return f"{where}unknown key '{key}': {nearest(loc[-1], _known_keys(loc[:-1]))}"

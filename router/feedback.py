@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from chainwax.router.types import Decision, Feedback
+from chainwax.router.types import CallResult, Decision, Feedback, Query
 
-__all__ = ["FeedbackBus", "Learn"]
+__all__ = ["FeedbackBus", "Learn", "LookUp", "SharedBus"]
 
 Learn = Callable[[Sequence[Feedback]], None]
 """Takes feedback into account; may be called from any thread, and returns at once."""
+
+LookUp = Callable[[str, str, str], tuple[str, str, str] | None]
+"""From (call id, node, item key), of which the first or the others may be empty, to (call id, node, arm)."""
 
 
 class FeedbackBus(Protocol):
@@ -30,4 +33,32 @@ class FeedbackBus(Protocol):
 
     def close(self) -> None:
         """Deliver what is under way and stop."""
+        ...
+
+
+@runtime_checkable
+class SharedBus(FeedbackBus, Protocol):
+    """A bus that many processes share and that remembers: what it holds is what routers know."""
+
+    def called(self, run: str, query: Query, result: CallResult) -> None:
+        """Tell the other processes of an answered call, so that feedback may name it by its id alone."""
+        ...
+
+    def look_up_with(self, look_up: LookUp) -> None:
+        """Ask this of calls that the bus does not know; it may be called from any thread."""
+        ...
+
+    def catch_up(self, recall: Learn) -> None:
+        """Have ``recall`` called with all that was said before now; only then are the subscribers served.
+
+        Raises :class:`~chainwax.router.errors.ConfigError` where that cannot be read.
+        """
+        ...
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was published has come back; False where it has not in ``timeout`` seconds."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """What came and what became of it, JSON-ready."""
         ...

@@ -13,6 +13,7 @@ from chainwax.router.errors import BackendBusy, BackendDown, BackendError, Backe
 from chainwax.router.prices import Price
 from chainwax.router.queue import CallQueue
 from chainwax.router.recorder import LLMRecorder
+from chainwax.router.share import ALL, Share
 from chainwax.router.types import Arm, Attempt, Query, Tier
 
 __all__ = ["LLMInstance"]
@@ -31,7 +32,13 @@ class LLMInstance:
     """A model that can be asked. All methods run on the router's loop unless they say otherwise."""
 
     def __init__(
-        self, name: str, config: ModelConfig, backend: Backend, price: Price, clock: Clock = SYSTEM_CLOCK
+        self,
+        name: str,
+        config: ModelConfig,
+        backend: Backend,
+        price: Price,
+        clock: Clock = SYSTEM_CLOCK,
+        share: Share = ALL,
     ) -> None:
         self.name = name
         self.config = config
@@ -39,7 +46,9 @@ class LLMInstance:
         self.backend = backend
         self.price = price
         self.recorder = LLMRecorder(clock)
-        self.queue = CallQueue(config.limit or DEFAULT_LIMIT, clock)
+        # An embedded engine is the process's own; all other servers are there for all processes.
+        self._share = ALL if config.backend == "llamacpp" else share
+        self.queue = CallQueue(self._share.slots(config.limit or DEFAULT_LIMIT), clock)
         self.arms: tuple[Arm, ...] = tuple(
             Arm(name, effort=effort, max_tokens=limit, precision=config.precision)
             for effort in (config.efforts or (None,))
@@ -64,7 +73,7 @@ class LLMInstance:
             try:
                 slots = await self.backend.start()
                 if self.config.limit is None and slots:
-                    self.queue.limit = slots
+                    self.queue.limit = self._share.slots(slots)
                 self._started.set_result(None)
             except Exception as error:
                 self._started.set_exception(error)

@@ -90,6 +90,7 @@ class LLMInterface:
         """Stop what is in flight; each query is answered with ``Cancelled``. On the router's loop."""
         for task in self._tasks:
             task.cancel()
+        self.router.cancel()
 
     def _accept(self, queries: Sequence[Query], done: Done) -> None:
         self.recorder.submitted(len(queries))
@@ -105,7 +106,12 @@ class LLMInterface:
     async def _see_through(self, query: Query, found: RecordedCall | None, done: Done) -> None:
         result = await self.router.answer(query, found)
         self.recorder.finished(result)
+        if self._manager.called is not None and result.arm is not None:
+            self._manager.called(self._manager.run_id, query, result)
         if isinstance(result.error, Cancelled):
+            for attempt in result.attempts:
+                # Paid, though the call was not seen to its end.
+                self._manager.recording.attempt(query, attempt)
             done(query, result)
         else:
             self._manager.recording.result(query, result, lambda: done(query, result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import logging
 import math
@@ -10,9 +11,9 @@ import os
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import uvloop
 
@@ -21,7 +22,7 @@ from chainwax.router.backends import Backend, make_backend
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.errors import ConfigError, UnknownName
-from chainwax.router.feedback import FeedbackBus
+from chainwax.router.feedback import FeedbackBus, SharedBus
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
 from chainwax.router.model_types import parse_model_type
@@ -31,7 +32,8 @@ from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
-from chainwax.router.types import Decision, Feedback, NodeSpec, Rules
+from chainwax.router.share import ALL, Share
+from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
 __all__ = ["LLMManager", "default_manager", "get_model"]
 
@@ -40,12 +42,15 @@ T = TypeVar("T")
 
 _SNAPSHOT_SECONDS = 2.0
 """How often the recorders are saved for other processes to read."""
+_SETTLE_SECONDS = 30.0
+"""How long feedback may take over a bus that many processes share."""
 
 
 class LLMManager:
     """The runtime of the router.
 
-    ``backends`` replaces configured backends by name, for tests. A manager starts its loop when it is
+    ``backends`` replaces configured backends by name, for tests. ``share`` is this process's part of limits
+    and budgets, where several serve a run. A manager starts its loop when it is
     first used, and is given back by :meth:`close` (or as a context manager).
     """
 
@@ -56,7 +61,9 @@ class LLMManager:
         bus: FeedbackBus | None = None,
         backends: Mapping[str, Backend] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        share: Share = ALL,
     ) -> None:
+        self.share = share
         self.settings = settings if settings is not None else load_settings()
         self.clock = clock
         self.run_id = self.settings.run.id or uuid.uuid4().hex[:12]
@@ -70,6 +77,9 @@ class LLMManager:
         self.on_fatal: Callable[[], None] | None = None
         """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
+        self._shared = bus if isinstance(bus, SharedBus) else None
+        self.called: Callable[[str, Query, CallResult], None] | None = None
+        """Where answered calls are told of, where the bus is one of many processes."""
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -82,6 +92,9 @@ class LLMManager:
                 self._add_instance(name, config)
         if bus is not None:
             bus.subscribe(self._heard)
+        if self._shared is not None:
+            self.called = self._shared.called
+            self._shared.look_up_with(self._look_up)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -103,10 +116,21 @@ class LLMManager:
         assert self._loop is not None
         return self._loop
 
-    def begin_run(self, flow: str, run_id: str | None = None, *, resume: bool = False) -> bool:
+    def begin_run(
+        self,
+        flow: str,
+        run_id: str | None = None,
+        *,
+        resume: bool = False,
+        nodes: Iterable[NodeSpec] = (),
+    ) -> bool:
         """Begin or resume a run and open its recording. Returns whether anything was there to resume.
 
-        Raises :class:`RecordingError` where the recording cannot be opened.
+        ``nodes`` are registered. On a bus that many processes share, those that are registered by then learn
+        what was said before, and others only what is said later.
+
+        Raises :class:`RecordingError` where the recording cannot be opened, and :class:`ConfigError` where no
+        model can serve a node, or what the bus holds cannot be read.
         """
         if run_id is not None:
             self.run_id = run_id
@@ -121,6 +145,11 @@ class LLMManager:
         self.resumed = known or resume
         for interface in self.interfaces.values():
             self._remember(interface)
+        for spec in nodes:
+            self.register(spec)
+        if self._shared is not None:
+            self._shared.catch_up(self._recalled)
+            self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
         self._snapshots = self.run(self._save_snapshots_task())
         return self.resumed
 
@@ -130,8 +159,11 @@ class LLMManager:
             if self._flow is None:
                 self.begin_run(flow)
 
-    def close(self, *, status: str = "finished", drain: bool = True) -> None:
+    def close(self, *, status: str = "finished", drain: bool | Literal["sent"] = True) -> None:
         """End the run: wait for what is in flight (or cancel it), save, and stop the loop.
+
+        ``drain="sent"`` waits for the answers of requests that are on their way to a model, which are paid
+        for, and sends no further ones.
 
         Raises :class:`RecordingError` where something could not be recorded.
         """
@@ -158,6 +190,9 @@ class LLMManager:
     def settle(self) -> None:
         """Wait until nothing is in flight and all feedback that was sent is learned."""
         self.run(self._drained())
+        if self._shared is not None:
+            self._shared.flush(_SETTLE_SECONDS)
+            self.run(asyncio.sleep(0))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the router's loop and wait for it. Not to be called on that loop."""
@@ -194,6 +229,7 @@ class LLMManager:
             instances = self._serving(node)
             recorder = LLMInterfaceRecorder(self.clock)
             seed = self.settings.run.seed
+            part = f"/{self.share.index}" if self.share.index else ""
             router = LLMRouter(
                 node,
                 instances,
@@ -202,8 +238,8 @@ class LLMManager:
                 announce=self.announce,
                 recording=self.recording,
                 clock=self.clock,
-                # Each node draws from a stream of its own, the same one for the same seed.
-                seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}".encode()),
+                # Each node, in each process, draws from a stream of its own, the same one for the same seed.
+                seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
             )
             interface = LLMInterface(self, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
@@ -211,7 +247,10 @@ class LLMManager:
             return interface
 
     def configured(self, spec: NodeSpec) -> NodeSpec:
-        """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's."""
+        """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's.
+
+        Its budget is this process's part.
+        """
         own = self.settings.nodes.get(spec.id, NodeConfig())
         common = self.settings.defaults
         changes: dict[str, Any] = {}
@@ -235,6 +274,8 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
+        budget = changes.get("budget", spec.budget)
+        changes["budget"] = None if budget is None else self.share.amount(budget)
         node = dataclasses.replace(spec, **changes)
         check_rules(node.rules, self._model_configs(), node=node.id)
         if node.model is not None and node.model not in self.instances:
@@ -267,6 +308,7 @@ class LLMManager:
             "run": self.run_id,
             "time": self.clock.time(),
             "refused_feedback": self.refused_feedback,
+            **({"bus": self._shared.snapshot()} if self._shared is not None else {}),
             "models": {
                 name: {
                     "tier": instance.tier.value,
@@ -296,7 +338,7 @@ class LLMManager:
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
         backend = self._backends.get(name) or make_backend(name, config)
-        self.instances[name] = LLMInstance(name, config, backend, price, self.clock)
+        self.instances[name] = LLMInstance(name, config, backend, price, self.clock, self.share)
 
     def _model_configs(self) -> dict[str, ModelConfig]:
         return {name: instance.config for name, instance in self.instances.items()}
@@ -319,7 +361,11 @@ class LLMManager:
             return
         self.loop.call_soon_threadsafe(self._learn, feedback)
 
-    def _learn(self, feedback: Sequence[Feedback]) -> None:
+    def _recalled(self, feedback: Sequence[Feedback]) -> None:
+        # Whoever heard it first recorded it.
+        self.loop.call_soon_threadsafe(self._learn, feedback, False)
+
+    def _learn(self, feedback: Sequence[Feedback], record: bool = True) -> None:
         good: list[Feedback] = []
         for one in feedback:
             if not self._resolve(one):
@@ -332,7 +378,8 @@ class LLMManager:
                 continue
             interface.router.learn(one)
             good.append(one)
-        self.recording.feedback(good)
+        if record:
+            self.recording.feedback(good)
 
     def _interface_of(self, node: str) -> LLMInterface | None:
         """The interface that feedback about a node is meant for: feedback names no flow."""
@@ -361,9 +408,15 @@ class LLMManager:
                     one.node, one.arm = known
         return bool(one.arm)
 
+    def _look_up(self, call_id: str, node: str, item_key: str) -> tuple[str, str, str] | None:
+        """The call, its node and its arm, as the recording knows them. From any thread."""
+        call_id = call_id or self.recording.latest_call(node, item_key) or ""
+        known = self.recording.arm_of(call_id) if call_id else None
+        return None if known is None else (call_id, *known)
+
     def _remember(self, interface: LLMInterface) -> None:
-        """Fold what is recorded of a node into its router."""
-        if not self.settings.run.learn_from_recording:
+        """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""
+        if not self.settings.run.learn_from_recording or self._shared is not None:
             return
         node = interface.node
         for known in self.recording.fold(node.flow, node.id):
@@ -412,10 +465,16 @@ class LLMManager:
                 self.on_fatal = None
             self.recording.snapshot(self.run_id, self.snapshot())
 
-    async def _shut_down(self, drain: bool) -> None:
+    async def _shut_down(self, drain: bool | Literal["sent"]) -> None:
         if self._snapshots is not None:
             self._snapshots.cancel()
-        if not drain:
+        if drain == "sent":
+            for instance in self.instances.values():
+                instance.queue.shut()
+            while any(instance.queue.in_flight for instance in self.instances.values()):
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # for those that were answered last to get to their end
+        if drain is not True:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
@@ -446,6 +505,7 @@ def default_manager(path: str | Path | None = None) -> LLMManager:
     with _default_lock:
         if _default is None or _default._closed:
             _default = LLMManager(load_settings(path))
+            atexit.register(_default.close)  # nobody else knows when it is no longer wanted
         return _default
 
 

@@ -70,6 +70,12 @@ class CallQueue:
             self._reopening.cancel()
         self._reopening = asyncio.get_running_loop().call_later(seconds, self._reopen)
 
+    def shut(self) -> None:
+        """Hand out nothing any more."""
+        self._closed_until = math.inf
+        if self._reopening is not None:
+            self._reopening.cancel()
+
     @property
     def closed(self) -> bool:
         """Whether the server asked to be left alone for now."""

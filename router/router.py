@@ -123,6 +123,11 @@ class LLMRouter:
         while self._shadows:
             await asyncio.gather(*self._shadows, return_exceptions=True)
 
+    def cancel(self) -> None:
+        """Ask nothing more in the shadow."""
+        for task in self._shadows:
+            task.cancel()
+
     def snapshot(self) -> dict[str, Any]:
         """What the router knows and would choose, JSON-ready."""
         node = self.node

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Generator
 
 import pytest
@@ -22,3 +24,24 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: skipped in CI: {reason}"
     return report
+
+
+_of_kafka: set[str] = set()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow what Kafka's client does: one that could not connect, or lost its broker, leaves sockets open."""
+    for item in items:
+        name = item.path.name
+        if "kafka" in name or "bus" in name or "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
+            _of_kafka.add(item.nodeid)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Let go of such sockets before a test that does not allow them is told."""
+    if nodeid in _of_kafka:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
+            for _ in range(5):  # one thing that is let go of lets go of the next
+                gc.collect()

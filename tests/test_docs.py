@@ -38,7 +38,7 @@ from typer.main import get_command
 from chainwax.flows.cli import app
 from chainwax.router import ModelConfig, NodeConfig, NodeSpec, RunConfig, Settings, Simulation, load_settings
 from chainwax.router.backends import BACKENDS
-from chainwax.router.config import LocalEngine
+from chainwax.router.config import BusConfig, LocalEngine
 from chainwax.router.policies import POLICIES
 from chainwax.router.prices import Prices
 
@@ -174,8 +174,12 @@ def test_commands_that_a_page_shows_exist(page: Path) -> None:
 def check_command(group: Any, words: list[str], where: str) -> None:
     assert words, where
     assert words[0] in group.commands, f"{where}: no such command"
+    command = group.commands[words[0]]
+    if hasattr(command, "commands"):
+        check_command(command, words[1:], where)
+        return
     try:
-        group.commands[words[0]].make_context(words[0], words[1:])
+        command.make_context(words[0], words[1:])
     except Exception as error:
         pytest.fail(f"{where}: {error!r}")
 
@@ -236,6 +240,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("[models.NAME]", "CHAINWAX_MODELS__NAME__", ModelConfig),
     ("[models.NAME.simulation]", "CHAINWAX_MODELS__NAME__SIMULATION__", Simulation),
     ("[models.NAME.engine]", "CHAINWAX_MODELS__NAME__ENGINE__", LocalEngine),
+    ("[bus]", "CHAINWAX_BUS__", BusConfig),
 ]
 NODE = {field.name: field.default for field in dataclasses.fields(NodeSpec)}
 """What counts where neither the configuration nor the flow says."""
@@ -297,7 +302,7 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         assert not missing, f"{title}: print the tables with: python tests/test_docs.py"
     keys = sum(len(section.model_fields) - 2 * (section is ModelConfig) for _, _, section in SECTIONS)
     assert len(re.findall(r"^\| `\w+` \|", page, flags=re.MULTILINE)) == keys
-    assert set(Settings.model_fields) == {"run", "defaults", "nodes", "models"}
+    assert set(Settings.model_fields) == {"run", "defaults", "nodes", "models", "bus"}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from chainwax.router.errors import CallError
 from chainwax.router.types import (
     Arm,
     Attempt,
+    CallRef,
     CallResult,
     Decision,
     Feedback,
@@ -49,6 +50,12 @@ class DeadLetter:
     attempts: Sequence[Attempt] = ()
     time: float | None = None
     """Time of day; None takes the time at which it is recorded."""
+    item_time: float | None = None
+    """The item's own time."""
+    window_id: str | None = None
+    """The window or batch that the item was in."""
+    parents: Sequence[CallRef] = ()
+    """The calls that the item owes its value to."""
 
 
 class RecordedItem(NamedTuple):
@@ -345,6 +352,10 @@ def dead_letter_row(run: str, letter: DeadLetter, now: float) -> Row:
         letter.message,
         json_text(attempts),
         time,
+        letter.item_time,
+        letter.window_id,
+        json_text(list(letter.parents)),
+        None,
     )
 
 

@@ -64,7 +64,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "decisions": _columns("run! decision_kind! node! detail:json! time:real"),
     "dead_letters": _columns(
         "run! node! item_key! position! value:json value_is_repr:bool! error! message! attempts:json! "
-        "time:real"
+        "time:real item_time:real window_id parents:json settled:real"
     ),
 }
 
@@ -103,9 +103,12 @@ _ON_CONFLICT = {
     "items": "DO NOTHING",
     "attempts": "DO NOTHING",
     "decisions": "DO NOTHING",
-    "dead_letters": "DO NOTHING",
     # An answer stands; a call that failed may be answered after all when the run is resumed.
     "calls": "DO UPDATE SET {all} WHERE calls.status <> 'ok'",
+    # An item that fails again, when its run is resumed or it is retried, says why it failed last. No attempts
+    # are those of a call whose answer was no use before and was not bought again.
+    "dead_letters": "DO UPDATE SET {all}, attempts = CASE excluded.attempts WHEN '[]' "
+    "THEN dead_letters.attempts ELSE excluded.attempts END",
     # A score may be revised; one that arrives late, or again, does not undo a newer one.
     "feedback": "DO UPDATE SET {all} WHERE excluded.time >= feedback.time",
     "runs": "DO UPDATE SET config = excluded.config, status = excluded.status, ended = NULL, "
@@ -192,11 +195,34 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+    _add_columns(db)
     # NORMAL survives the death of the process at any moment; after a loss of power the last commits may be
     # missing, never the file's order.
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA cache_size = -16000")  # KiB: holds the indexes of some 200,000 calls
     db.execute("PRAGMA wal_autocheckpoint = 4000")  # pages: fewer and larger, as index pages are hit again
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    # Columns that a file made by an earlier version lacks; such ones may be NULL.
+    def lacking() -> list[tuple[str, Column]]:
+        found = []
+        for table, columns in TABLES.items():
+            there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+            found += [(table, column) for column in columns if there and column.name not in there]
+        return found
+
+    if not lacking():
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for table, column in lacking():  # else another process was faster
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {_AFFINITY[column.type]}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def _wal(db: sqlite3.Connection) -> None:
@@ -240,6 +266,7 @@ def explain(error: BaseException) -> str:
         ("not a database", "it is no database"),
         ("malformed", "it is damaged"),
         ("unable to open", "its folder is missing, or cannot be written to"),
+        ("no such column", "it is of an earlier chainwax, until a run writes to it"),
         ("disk I/O error", "the disk fails to read or write"),
     ):
         if part in text:

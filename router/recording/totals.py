@@ -56,7 +56,7 @@ class NodeTotals:
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """The dead letters of a run."""
+    """The open dead letters of a run."""
 
     count: int = 0
     node: str = ""
@@ -113,12 +113,14 @@ def totals(reader: RecordingReader, run: str) -> dict[str, NodeTotals]:
 
 
 def letters_of(reader: RecordingReader, run: str) -> Letters:
-    """How many dead letters a run has, and what the first one says."""
-    ((count,),) = reader._all("SELECT count(*) FROM dead_letters WHERE run = ?", (run,))
+    """How many open dead letters a run has, and what the first one says."""
+    ((count,),) = reader._all("SELECT count(*) FROM dead_letters WHERE run = ? AND settled IS NULL", (run,))
     if not count:
         return Letters()
     ((node, error, message),) = reader._all(
-        "SELECT node, error, message FROM dead_letters WHERE run = ? ORDER BY rowid LIMIT 1", (run,)
+        "SELECT node, error, message FROM dead_letters WHERE run = ? AND settled IS NULL "
+        "ORDER BY rowid LIMIT 1",
+        (run,),
     )
     return Letters(count, node, error, message)
 

@@ -472,6 +472,7 @@ class TestNodes:
         flow.compile({"in": TestingSource([])}, {"out": TestingSink([])}, manager=manager)
         assert asked.specs["q"] is flow.specs()["q"]
         assert isinstance(asked.options["q"].pop("pressure"), Pressure)
+        assert asked.options["q"].pop("shards") >= 1
         assert asked.options["q"] == {
             "manager": manager,
             "ordered": False,

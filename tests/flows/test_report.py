@@ -11,7 +11,7 @@ from rich.console import Console
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink, Record
 from chainwax.flows import Flow
 from chainwax.flows.plot import plot_run
-from chainwax.flows.progress import Progress, elapsed, money
+from chainwax.flows.progress import Progress, counted, elapsed, money
 from chainwax.flows.report import make_report, print_report
 from chainwax.flows.tally import Tally
 from chainwax.flows.testing import TestModel
@@ -233,7 +233,7 @@ def test_progress_tells_plain_lines_where_nobody_watches(tmp_path):
         out = io.StringIO()
         tally = Tally(items=1200, letters=3)
         with Progress(
-            manager, tally, console=Console(file=out, width=120), live=False, every=0.02
+            lambda: counted(manager, tally), console=Console(file=out, width=120), live=False, every=0.02
         ) as progress:
             while "items" not in out.getvalue():
                 pass
@@ -247,7 +247,8 @@ def test_progress_on_a_terminal_is_one_line_that_leaves_nothing(tmp_path):
     with LLMManager(load_settings(run={"recording": None}, models=MODELS)) as manager:
         out = io.StringIO()
         console = Console(file=out, width=60, force_terminal=True, legacy_windows=False)
-        with Progress(manager, Tally(items=5), console=console, live=True) as progress:
+        tally = Tally(items=5)
+        with Progress(lambda: counted(manager, tally), console=console, live=True) as progress:
             progress.note("stopping")
             console.print(progress._line())
             assert len(progress._line().plain.splitlines()[0]) <= 56

@@ -116,3 +116,13 @@ def test_a_header_never_stands_in_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(write(tmp_path, text))
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAINWAX_MODELS__LOCAL__TIER", "strong")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path, GOOD))
+    told = "environment variable CHAINWAX_MODELS__LOCAL__TIER: models.local.tier"
+    assert str(caught.value).startswith(told)
