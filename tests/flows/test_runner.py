@@ -379,6 +379,7 @@ with without_panics():
     print("python", file=sys.stderr)
     print("an old handle", file=before, flush=True)
     os.write(2, b"raw\\nthread '<unnamed>' panicked at src/operators.rs:198:33:\\nBox<dyn Any>\\n")
+    os.write(2, b"s:292:17) panicked at /x/bytes_exchange.rs:55:48:\\nMergeQueue poisoned.: \\n")
     os.write(2, b"stack backtrace:\\n   0: std::panicking\\n         at /x.rs:1\\nnote: Some\\n\\n")
     os.write(2, b"raw again\\nlast")
 print(" after", file=sys.stderr)
