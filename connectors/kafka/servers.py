@@ -11,18 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from chainwax.router.errors import ConfigError, nearest
 
-__all__ = ["SERVER_OPTIONS", "KafkaServers", "partitions_of", "reason_of", "shut"]
+__all__ = ["SERVER_OPTIONS", "KafkaServers", "end", "partitions_of", "reason_of", "shut"]
 
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to answer at the start."""
+CLOSE_SECONDS = 5.0
 RECONNECT_MS = 2000
 """The longest pause between two attempts at a broker that has gone; the library's own is 30 s."""
+
+log = logging.getLogger(__name__)
 
 ENV = "CHAINWAX_KAFKA_"
 
@@ -187,6 +190,18 @@ def shut(client: Any, **how: Any) -> None:
     """Close a client of kafka-python's, which may tell its log of a socket that it has closed itself."""
     with _heard():
         client.close(**how)
+
+
+def end(producer: KafkaProducer) -> None:
+    """Close a producer with which nothing is under way any more, or nothing that matters.
+
+    It raises nothing: an error while Bytewax clears up would end the process before anyone is told.
+    """
+    try:
+        shut(producer, timeout=CLOSE_SECONDS)
+    except Exception as error:
+        log.debug("a producer was not closed: %s", error)
+        producer._sender.force_close()
 
 
 def partitions_of(

@@ -13,9 +13,10 @@ from kafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError
 from chainwax.connectors import SINKS, SOURCES, BadRecord, Outgoing, Record, SinkError, open_sink, open_source
 from chainwax.connectors.kafka import CODECS, KafkaServers, KafkaSink, KafkaSource
 from chainwax.connectors.kafka.codecs import Decoder, codec_of
+from chainwax.connectors.kafka.outbox import headers_of
 from chainwax.connectors.kafka.ranges import Place, parse_place
 from chainwax.connectors.kafka.servers import SERVER_OPTIONS, reason_of
-from chainwax.connectors.kafka.sink import _headers, _shortened
+from chainwax.connectors.kafka.sink import _shortened
 from chainwax.router.errors import ConfigError
 from chainwax.router.types import CallRef
 
@@ -210,12 +211,12 @@ def test_encoding_and_its_limit(caplog):
 def test_headers():
     calls = (CallRef("n", "c1", "m"),)
     out = Outgoing(1, "k", "in:1", calls)
-    assert _headers(out, 100) == [
+    assert headers_of(out, 100) == [
         ("chainwax.position", b"in:1"),
         ("chainwax.calls", b'[{"node": "n", "call_id": "c1", "arm": "m"}]'),
     ]
-    assert _headers(Outgoing(1), 100) == []
-    assert [name for name, _ in _headers(out, 10)] == ["chainwax.position"]
+    assert headers_of(Outgoing(1), 100) == []
+    assert [name for name, _ in headers_of(out, 10)] == ["chainwax.position"]
 
 
 def test_what_errors_say():

@@ -151,7 +151,7 @@ def test_a_topic_that_is_deleted_while_writing_is_an_error(broker, topic, monkey
     part.write_batch([{"n": 2}])
     with pytest.raises(SinkError, match=f"topic '{topic}' did not take a record of 8 bytes"):
         part.snapshot()
-    made.closed()
+    part.close()
 
 
 def test_many_calls_do_not_make_a_record_too_large(broker, topic, messages, caplog):
