@@ -185,8 +185,8 @@ def _drive(
     with _Stopping(job, manager, teller) as stopping:
         try:
             _run_bytewax(dataflow, job, recovery)
-            if raised.closing:
-                raise raised.closing[0]
+            # All epochs are over by now, and kept: to begin again would change nothing.
+            ended.errors += [_explained(error, job) for error in raised.closing[:1]]
         except Exception as error:
             ended.failed = True
             if isinstance(error, _BytewaxGaveUp) and raised.working:

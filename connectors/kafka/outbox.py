@@ -23,7 +23,7 @@ __all__ = [
     "POSITION_HEADER",
     "Outbox",
     "headers_of",
-    "id_of",
+    "id_of", "stamp_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Outbox:
                 key=out.key.encode("utf-8", "backslashreplace") if out.key else None,
                 headers=headers,
                 partition=self._number,
-                timestamp_ms=_stamp(out.time),
+                timestamp_ms=stamp_of(out.time),
             )
         except (KafkaError, ValueError) as error:
             raise self._refused(error, len(raw)) from error
@@ -136,7 +136,7 @@ def id_of(out: Outgoing, raw: bytes, stamp: str, *, by_value: bool) -> str:
     return stamp + blake2b(named, digest_size=12).hexdigest()
 
 
-def _stamp(seconds: float | None) -> int | None:
+def stamp_of(seconds: float | None) -> int | None:
     """Event time in milliseconds, where a broker takes it; with None the producer takes the time now."""
     if seconds is None or not 0 <= seconds <= time.time() + AHEAD_SECONDS:
         return None

@@ -14,6 +14,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.api_header import ResponseClassRegistry
 
 from chainwax.router.errors import ConfigError, nearest
 
@@ -133,6 +134,21 @@ class KafkaServers:
                     for net in opened:
                         net.close()
 
+
+def _make_classes() -> None:
+    """Make kafka-python's classes of responses, one for each version, before there are threads.
+
+    3.0 makes each when a response first comes, and has only a weak reference to the one it made last: where
+    the threads of two clients make one at the same time, it may be the one that is thrown away. From then on
+    no such response can be read in this process, and what waits for one waits until its request times out.
+    """
+    for response in list(ResponseClassRegistry._response_class_registry.values()):
+        whole = response[None]
+        for version in range(whole.max_version + 1):
+            whole[version]
+
+
+_make_classes()
 
 SERVER_OPTIONS = tuple(option.name for option in fields(KafkaServers) if option.name != "settings")
 """The options of a URI that say where and how."""

@@ -576,3 +576,33 @@ def test_with_the_real_operators() -> None:
         ("fails", "KeyError"),
         ("team", "PromptFieldMissing"),
     ]
+
+
+def test_which_outputs_have_ids_that_say_what_they_are():
+    flow = Flow("many")
+    items = flow.source("in")
+    items.query("asked", "{text}").sink("plain")
+    items.query("streamed", "{text}", stream=True).map("after", str).sink("pieces")
+    few = items.batch("few", size=2).map("count", len)
+    few.sink("batches")
+    items.map("one", str).merge("both", items.map("two", str)).sink("merged")
+    items.merge("around", few).sink("past")
+    told = {}
+
+    class Told(ListSink):
+        def __init__(self, name):
+            super().__init__([])
+            self.name = name
+
+        def belongs_to(self, run, *, by_value):
+            told[self.name] = (run(), by_value)
+
+    settings = load_settings(run={"recording": None, "id": "mine"}, models={"m": TEST_MODEL})
+    names = ["plain", "pieces", "batches", "merged", "past"]
+    with LLMManager(settings, backends={"m": TestModel()}) as manager:
+        compiled = {name: Told(name) for name in names}
+        letters = Told("letters")
+        flow.compile({"in": ItemsSource([])}, compiled, dead_letters=letters, manager=manager)
+    by_value = {name for name, (_, by_value) in told.items() if by_value}
+    assert by_value == {"pieces", "past", "letters"}
+    assert {run for run, _ in told.values()} == {"mine"}

@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 
 import pytest
+from bytewax.testing import run_main
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from chainwax.connectors import ItemsSource, ListSink, Outgoing, Record, SinkError, open_sink
@@ -102,9 +103,9 @@ def test_who_comes_back_from_the_dead_is_fenced_and_fences_nobody(broker, topic,
     time.sleep(0.1)
     heir = begin(broker, topic)
     heir.write_batch(items(1, 2))
+    if says == "produces":
+        zombie.write_batch(items(3))
     with pytest.raises(SinkError, match=r"another producer has begun with this transactional\.id"):
-        if says == "produces":
-            zombie.write_batch(items(3))
         zombie.snapshot()
     time.sleep(1)  # kafka-python would begin anew by itself
     zombie.close()
@@ -223,7 +224,7 @@ def test_what_is_not_in_the_topic_any_more_is_told_and_written_again(broker, top
     again.write_batch(items(2, 3, 4))
     again.snapshot()
     again.close()
-    assert "1 of 2 records that were written just before the stop are not in the topic any more" in caplog.text
+    assert "1 of 2 records that were written just before the stop are not in the topic" in caplog.text
     assert seen(topic) == [3, 2, 3, 4]
 
 
@@ -275,7 +276,7 @@ def test_mistakes_are_told(broker, topic, monkeypatch):
     with pytest.raises(ConfigError, match="with a transactional_id the sink needs the run's id"):
         made.build_part("flow.out", made.list_parts()[0], None)
     monkeypatch.setattr(transactions, "TRANSACTION_SECONDS", 100_000.0)
-    with pytest.raises(SinkError, match=f"partition 0, transactional.id 'tx-{topic}.*InvalidTransactionTimeout"):
+    with pytest.raises(SinkError, match=rf"transactional\.id 'tx-{topic}.*TransactionTimeout"):
         begin(broker, topic)
 
 
@@ -287,8 +288,6 @@ def test_dead_letters_keep_their_key_and_come_once(broker, topic):
     flow.source("in").map("fails", lambda value: 1 / 0).sink("out")
     for _ in range(2):  # the same run, begun again without a state
         letters = KafkaSink(topic, servers=broker.servers, transactional_id=f"tx-{topic}", run="r")
-        from bytewax.testing import run_main
-
         source = ItemsSource([Record({"n": n}, f"key-{n}", f"in:{n}") for n in range(3)])
         run_main(flow.compile({"in": source}, {"out": ListSink([])}, dead_letters=letters))
     assert sorted(record.key for record in records(broker, topic)) == [b"key-0", b"key-1", b"key-2"]
@@ -316,14 +315,14 @@ def test_a_run_that_is_killed_and_rescaled_writes_each_once(tmp_path, broker):
     for kind in ("out", "dead"):
         broker.topic(f"{kind}-{name}", partitions=3)
     producer = KafkaProducer(bootstrap_servers=broker.servers)
-    for n in range(3000):
+    for n in range(1500):
         producer.send(source, json.dumps({"n": n}).encode(), key=str(n).encode())
     producer.flush(60)
     producer.close()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHAINWAX_")}
-    environment |= {"CHAINWAX_KAFKA_SERVERS": broker.servers, "CHAINWAX_RUN__EPOCH_SECONDS": "0.1"}
+    environment |= {"CHAINWAX_KAFKA_SERVERS": broker.servers, "CHAINWAX_RUN__EPOCH_SECONDS": "0.2"}
     command = [sys.executable, "-m", "chainwax.flows.cli", "run", "double.py", "--state", "state"]
-    command += ["--source", f"in=kafka://{source}?from=earliest&to=latest&batch_size=20"]
+    command += ["--source", f"in=kafka://{source}?from=earliest&to=latest&batch_size=50"]
     command += ["--sink", f"out=kafka://out-{name}?transactional_id=first"]
     command += ["--dead-letters", f"kafka://dead-{name}?transactional_id=second"]
 
@@ -336,7 +335,7 @@ def test_a_run_that_is_killed_and_rescaled_writes_each_once(tmp_path, broker):
             assert process.poll() is None
             assert time.monotonic() < deadline, f"{found} of {count}"
 
-    for count, more in ((200, ()), (600, ("--workers", "2")), (1000, ("--processes", "2"))):
+    for count, more in ((100, ("--workers", "2")), (500, ("--processes", "2"))):
         process = start(*more)
         wait_for(count, process)
         process.send_signal(signal.SIGKILL)
@@ -344,9 +343,9 @@ def test_a_run_that_is_killed_and_rescaled_writes_each_once(tmp_path, broker):
     process = start("--processes", "3")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
-    wanted = Counter(n for n in range(3000) if n % 50 != 7)
+    wanted = Counter(n for n in range(1500) if n % 50 != 7)
     assert Counter(json.loads(r.value)["n"] for r in records(broker, f"out-{name}")) == wanted
     letters = Counter(r.key for r in records(broker, f"dead-{name}"))
-    assert letters == Counter(str(n).encode() for n in range(7, 3000, 50))
+    assert letters == Counter(str(n).encode() for n in range(7, 1500, 50))
     # More was written than is seen: some of it was taken back.
-    assert len(records(broker, f"out-{name}", "read_uncommitted")) > 2940
+    assert len(records(broker, f"out-{name}", "read_uncommitted")) > 1470

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import uuid
 
 import pytest
@@ -173,6 +174,14 @@ def test_compression(broker, topic, messages):
         logs = json.dumps(admin.describe_log_dirs(), default=str)
     size = re.search(rf'"{topic}".*?"partition_size": (\d+)', logs)
     assert 0 < int(size[1]) < 10_000
+
+
+def test_event_time_is_the_records_time(broker, topic, messages):
+    write(broker, topic, [Record({"n": 1}, "", "in:1", 1e9 + 0.25), Record({"n": 2}, "", "in:2", 9e9)])
+    one, two = messages(topic)
+    assert one.timestamp == 1_000_000_000_250
+    # A broker refuses what is to come.
+    assert abs(two.timestamp / 1000 - time.time()) < 60
 
 
 def test_other_codecs(broker, topic, messages):
