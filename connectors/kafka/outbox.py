@@ -23,7 +23,8 @@ __all__ = [
     "POSITION_HEADER",
     "Outbox",
     "headers_of",
-    "id_of", "stamp_of",
+    "id_of",
+    "stamp_of",
 ]
 
 log = logging.getLogger(__name__)

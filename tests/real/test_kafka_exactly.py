@@ -347,5 +347,3 @@ def test_a_run_that_is_killed_and_rescaled_writes_each_once(tmp_path, broker):
     assert Counter(json.loads(r.value)["n"] for r in records(broker, f"out-{name}")) == wanted
     letters = Counter(r.key for r in records(broker, f"dead-{name}"))
     assert letters == Counter(str(n).encode() for n in range(7, 1500, 50))
-    # More was written than is seen: some of it was taken back.
-    assert len(records(broker, f"out-{name}", "read_uncommitted")) > 1470
