@@ -18,9 +18,11 @@ with the epoch: an output that was in the first epoch before the crash may come 
 the ids that did not come yet are part of the state. Nothing is assumed of how many epochs the recovery
 store may lag behind.
 
+Where the source stands is not in the marker: the recovery store says from where a resume reads again, and
+what comes of that is told by its id.
+
 One `transactional.id` for each partition: who begins with it fences whoever had it before, whose open
-transaction is aborted, in whatever process it was. Kafka's own `transactional.id` would forget an epoch
-that was committed, so it alone is not enough.
+transaction is aborted, in whatever process it was.
 """
 
 from __future__ import annotations
