@@ -99,7 +99,10 @@ def _console(path: str) -> ConsoleSink:
 SINKS: dict[str, Kind] = {
     "file": Kind(JsonLinesSink, endings=(".jsonl", ".ndjson")),
     "stdout": Kind(_console),
-    "kafka": Kind(_kafka_sink, {"codec": str, "compression": str, "max_record_bytes": int, **_SERVERS}),
+    "kafka": Kind(
+        _kafka_sink,
+        {"codec": str, "compression": str, "max_record_bytes": int, "transactional_id": str, **_SERVERS},
+    ),
 }
 """Sinks by scheme."""
 

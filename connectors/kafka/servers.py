@@ -11,18 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.api_header import ResponseClassRegistry
 
 from chainwax.router.errors import ConfigError, nearest
 
-__all__ = ["SERVER_OPTIONS", "KafkaServers", "partitions_of", "reason_of", "shut"]
+__all__ = ["SERVER_OPTIONS", "KafkaServers", "end", "partitions_of", "reason_of", "shut"]
 
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to answer at the start."""
+CLOSE_SECONDS = 5.0
 RECONNECT_MS = 2000
 """The longest pause between two attempts at a broker that has gone; the library's own is 30 s."""
+
+log = logging.getLogger(__name__)
 
 ENV = "CHAINWAX_KAFKA_"
 
@@ -131,6 +135,21 @@ class KafkaServers:
                         net.close()
 
 
+def _make_classes() -> None:
+    """Make kafka-python's classes of responses, one for each version, before there are threads.
+
+    3.0 makes each when a response first comes, and has only a weak reference to the one it made last: where
+    the threads of two clients make one at the same time, it may be the one that is thrown away. From then on
+    no such response can be read in this process, and what waits for one waits until its request times out.
+    """
+    for response in list(ResponseClassRegistry._response_class_registry.values()):
+        whole = response[None]
+        for version in range(whole.max_version + 1):
+            whole[version]
+
+
+_make_classes()
+
 SERVER_OPTIONS = tuple(option.name for option in fields(KafkaServers) if option.name != "settings")
 """The options of a URI that say where and how."""
 
@@ -187,6 +206,18 @@ def shut(client: Any, **how: Any) -> None:
     """Close a client of kafka-python's, which may tell its log of a socket that it has closed itself."""
     with _heard():
         client.close(**how)
+
+
+def end(producer: KafkaProducer) -> None:
+    """Close a producer with which nothing is under way any more, or nothing that matters.
+
+    It raises nothing: an error while Bytewax clears up would end the process before anyone is told.
+    """
+    try:
+        shut(producer, timeout=CLOSE_SECONDS)
+    except Exception as error:
+        log.debug("a producer was not closed: %s", error)
+        producer._sender.force_close()
 
 
 def partitions_of(
