@@ -26,6 +26,7 @@ from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted
 from chainwax.flows.report import RunReport, make_report
+from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
@@ -90,9 +91,16 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     """
     bound = checked(job)
     state = state_of(job)
-    with closing(state) if state is not None else nullcontext():
+    with (
+        closing(state) if state is not None else nullcontext(),
+        serving(job.serve, job.flow.id, console) as status,
+    ):
         tally = Tally()
         manager, dataflow = _compiled(job, bound, tally, lambda manager: _begin(job, manager, state, console))
+        status.follow(
+            lambda: "draining" if job.stop.is_set() else "running",
+            lambda: (counted(manager, tally), manager.snapshot()),
+        )
         with (
             nullcontext() if job.debug else without_panics(),
             Progress(lambda: counted(manager, tally), console=console, live=live) as progress,
@@ -171,6 +179,8 @@ def _drive(
     with _Stopping(job, manager, teller) as stopping:
         try:
             _run_bytewax(dataflow, job, recovery)
+            if job.afterwards is not None:
+                job.afterwards(manager)
         except Exception as error:
             ended.failed = True
             if isinstance(error, _BytewaxGaveUp) and raised:
