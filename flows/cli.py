@@ -6,6 +6,7 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -338,6 +339,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    # Until a run has handlers of its own: the first process of a container would not hear it at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except ChainwaxError as error:

@@ -150,6 +150,18 @@ def test_ready_while_it_runs_and_not_from_the_first_signal_on(place):
         assert run.process.wait(60) == 143
 
 
+def test_a_signal_while_it_starts_ends_it_too(place):
+    # Nobody answers there, and a topic's bus is waited for.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bus = {"KIND": "kafka", "SERVERS": f"127.0.0.1:{silent.getsockname()[1]}", "CATCH_UP_SECONDS": "60"}
+        environment = {f"CHAINWAX_BUS__{name}": value for name, value in bus.items()}
+        with running(place, "run", "sort.py", *BOUND, environment=environment) as run:
+            assert run.get("/readyz") == (503, '{"ready": false, "state": "starting"}')
+            assert run.get("/healthz")[0] == 200
+            assert "chainwax_ready 0.0" in run.get("/metrics")[1]
+            assert run.end() == 143, run.log.read_text()
+
+
 def test_metrics_are_those_of_the_run(place):
     environment = {
         "CHAINWAX_NODES__TEAM__BUDGET": "5",
