@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +17,6 @@ from rich.console import Console
 
 from chainwax.connectors import RecordingSource, StopSwitch, parse_uri
 from chainwax.flows.cluster import Command, run_cluster
-from chainwax.flows.demo.over_kafka import demo_over_kafka
 from chainwax.flows.demo.run import demo_job
 from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
@@ -325,11 +324,14 @@ def demo_command(
 
     The dearer models are simulated, and marked so, unless OPENAI_API_KEY is set.
     """
-    with (
-        nullcontext(demo_job(out))
-        if kafka is None
-        else demo_over_kafka(out, kafka, make_console(stderr=True)) as job
-    ):
+    prepared: AbstractContextManager[Job]
+    if kafka is None:
+        prepared = nullcontext(demo_job(out))
+    else:
+        from chainwax.flows.demo.over_kafka import demo_over_kafka  # Kafka's client takes a while to import
+
+        prepared = demo_over_kafka(out, kafka, make_console(stderr=True))
+    with prepared as job:
         job.debug = debug
         _run(job, out / "plot.png", as_json)
 
