@@ -1,5 +1,6 @@
 # Everything works from a fresh clone with Python 3.11 or 3.12 and make alone.
 #   make demo    set up and run the main job: 360 tickets, six LLM nodes, one shared router
+#   make demo-kafka   the same over a real local Kafka broker (Java and Maven)
 #   make test    set up and run all tests
 #   make check   ruff, mypy --strict, import-linter
 #   make bench   every benchmark, each printing one JSON line
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: demo test check bench system setup clean
+.PHONY: demo demo-kafka test check bench system setup clean
 
 setup: $(READY)
 
@@ -29,6 +30,9 @@ $(READY): pyproject.toml setup.py constraints.txt
 
 demo: $(READY)
 	$(BIN)/chainwax demo --out build/demo
+
+demo-kafka: $(READY)
+	$(BIN)/python tests/real/broker.py $(BIN)/chainwax demo --kafka {servers} --out build/demo-kafka
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

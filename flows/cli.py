@@ -6,8 +6,9 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -35,6 +36,8 @@ from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
 from chainwax.flows.report import print_report
 from chainwax.flows.runner import Job, Outcome, run_job
+from chainwax.flows.serve import address_of
+from chainwax.flows.simulate import simulate_command
 from chainwax.router import ChainwaxError, ConfigError, Settings, UnknownName, load_settings
 from chainwax.router.config import BusConfig
 from chainwax.router.export import export_jsonl, export_parquet, import_recording
@@ -50,22 +53,51 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(letters_app, name="dead-letters")
+app.command("simulate")(simulate_command)
 
 _Sources = Annotated[
     list[str] | None,
-    typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
+    typer.Option(
+        "--source",
+        metavar="NAME=URI",
+        help="What a source reads; once for each source.",
+        envvar="CHAINWAX_SOURCES",
+    ),
 ]
 _State = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep what a resume needs; a run unfinished there goes on.",
+        envvar="CHAINWAX_STATE",
+    ),
 ]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")]
-_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")]
+_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.", envvar="CHAINWAX_WORKERS")]
 _Processes = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Processes; one that dies is started again. Needs --state.")
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes; one that dies is started again. Needs --state.",
+        envvar="CHAINWAX_PROCESSES",
+    ),
 ]
 _RunId = Annotated[str | None, typer.Option(metavar="ID", help="The new run's id.")]
 _Letters = Annotated[
-    str | None, typer.Option(metavar="URI", help="Write the dead letters there, besides the recording.")
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Write the dead letters there, besides the recording.",
+        envvar="CHAINWAX_DEAD_LETTERS",
+    ),
+]
+_Serve = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        help="Serve health, readiness and metrics over HTTP; else on PORT of the environment.",
+    ),
 ]
 _Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw cost and quality over the stream.")
@@ -89,6 +121,7 @@ def run_command(
     dead_letters: _Letters = None,
     plot: _Plot = None,
     speed: _Speed = None,
+    serve: _Serve = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -108,6 +141,7 @@ def run_command(
         speed=speed,
         config_file=config_name(config),
         debug=debug,
+        serve=address_of(serve, settings),
     )
     _run(job, plot, as_json, Command(flow, config, processes))
 
@@ -279,6 +313,10 @@ def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all that it writes goes.")] = Path(
         "chainwax-demo"
     ),
+    kafka: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Over topics of this broker, scored by another process."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -286,9 +324,16 @@ def demo_command(
 
     The dearer models are simulated, and marked so, unless OPENAI_API_KEY is set.
     """
-    job = demo_job(out)
-    job.debug = debug
-    _run(job, out / "plot.png", as_json)
+    prepared: AbstractContextManager[Job]
+    if kafka is None:
+        prepared = nullcontext(demo_job(out))
+    else:
+        from chainwax.flows.demo.over_kafka import demo_over_kafka  # Kafka's client takes a while to import
+
+        prepared = demo_over_kafka(out, kafka, make_console(stderr=True))
+    with prepared as job:
+        job.debug = debug
+        _run(job, out / "plot.png", as_json)
 
 
 def main() -> None:
@@ -296,6 +341,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    # Until a run has handlers of its own: the first process of a container would not hear it at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except ChainwaxError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,9 @@ from bytewax.outputs import Sink
 from chainwax.connectors import StopSwitch, open_sink, open_source, parse_uri
 from chainwax.flows.graph import Flow
 from chainwax.flows.preflight import check_nodes
+from chainwax.flows.serve import Address
 from chainwax.flows.state import RunState
-from chainwax.router import ConfigError, Settings
+from chainwax.router import ConfigError, LLMManager, Settings
 from chainwax.router.backends import Backend
 from chainwax.router.errors import UnknownName
 from chainwax.router.share import Share
@@ -61,6 +62,10 @@ class Job:
     config_file: str | None = None
     """For messages."""
     debug: bool = False
+    serve: Address | None = None
+    """Where to tell how the run is; nowhere where it is None."""
+    afterwards: Callable[[LLMManager], None] | None = None
+    """Called when the flow has ended and before its manager does: feedback may still be on its way."""
     member: Member | None = None
     """Set where this process is one of several; the run is then begun and ended by whoever started it."""
 

@@ -25,11 +25,19 @@ __all__ = [
 ]
 
 FlowName = Annotated[
-    str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]")
+    str,
+    typer.Argument(
+        metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]", envvar="CHAINWAX_FLOW"
+    ),
 ]
 Sinks = Annotated[
     list[str] | None,
-    typer.Option("--sink", metavar="NAME=URI", help="What a sink writes; '-' is standard output."),
+    typer.Option(
+        "--sink",
+        metavar="NAME=URI",
+        help="What a sink writes; '-' is standard output.",
+        envvar="CHAINWAX_SINKS",
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The configuration; chainwax.toml where there is one.")

@@ -26,6 +26,7 @@ from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted
 from chainwax.flows.report import RunReport, make_report
+from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
@@ -91,9 +92,16 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     bound = checked(job)
     raised = _watched(bound)
     state = state_of(job)
-    with closing(state) if state is not None else nullcontext():
+    with (
+        closing(state) if state is not None else nullcontext(),
+        serving(job.serve, job.flow.id, console) as status,
+    ):
         tally = Tally()
         manager, dataflow = _compiled(job, bound, tally, lambda manager: _begin(job, manager, state, console))
+        status.follow(
+            lambda: "draining" if job.stop.is_set() else "running",
+            lambda: (counted(manager, tally), manager.snapshot()),
+        )
         with (
             nullcontext() if job.debug else without_panics(),
             Progress(lambda: counted(manager, tally), console=console, live=live) as progress,
@@ -187,6 +195,8 @@ def _drive(
             _run_bytewax(dataflow, job, recovery)
             # All epochs are over by now, and kept: to begin again would change nothing.
             ended.errors += [_explained(error, job) for error in raised.closing[:1]]
+            if job.afterwards is not None:
+                job.afterwards(manager)
         except Exception as error:
             ended.failed = True
             if isinstance(error, _BytewaxGaveUp) and raised.working:

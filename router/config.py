@@ -28,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "NodeConfig",
     "RunConfig",
+    "ServeConfig",
     "Settings",
     "Simulation",
     "load_settings",
@@ -56,6 +57,8 @@ class Simulation(_Section):
     """How far errors fall on the same items as other simulated models' errors."""
     seed: int = 0
     """Another seed makes other mistakes."""
+    url: str | None = None
+    """A server that ``chainwax simulate`` runs, up to and with ``/v1``; None answers in this process."""
 
 
 class LocalEngine(_Section):
@@ -219,6 +222,15 @@ class BusConfig(_Section):
         return self.topics.get(what, f"{self.prefix}.{what}")
 
 
+class ServeConfig(_Section):
+    """Where ``chainwax run`` tells how it is: health, readiness, metrics."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; ``0.0.0.0`` lets other machines ask, and nobody is asked who they are."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """None takes ``PORT`` from the environment; where that is not set either, nothing is served."""
+
+
 class Settings(BaseSettings):
     """The whole configuration."""
 
@@ -231,6 +243,7 @@ class Settings(BaseSettings):
     nodes: dict[str, NodeConfig] = {}
     models: dict[str, ModelConfig] = {}
     bus: BusConfig = BusConfig()
+    serve: ServeConfig = ServeConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -27,6 +27,7 @@ from chainwax.flows.testing import TestModel
 from chainwax.operators._shards import shards_for, to_shards
 from chainwax.operators.item import Item
 from chainwax.router import Choice, Form, FreeText, LLMManager, NodeSpec, Prompt, load_settings
+from chainwax.router.recorder import wilson
 from chainwax.router.share import Share
 
 FLOW = """
@@ -491,7 +492,14 @@ def test_snapshots_are_added_up():
                 "n": {
                     "flow": "f",
                     "uptime": {"seconds": 9.0, "finished": calls, "choices": {choice: calls, "b": 1}},
-                    "router": {"calls": calls, "choice": choice, "budget_usd": None, "quality": 0.5},
+                    "router": {
+                        "calls": calls,
+                        "choice": choice,
+                        "budget_usd": None,
+                        "quality": 1.0 if choice == "c" else 0.0,
+                        "scores": calls,
+                        "arms": {"a": {"used": calls, "tier": "local"}},
+                    },
                 }
             },
         }
@@ -504,4 +512,19 @@ def test_snapshots_are_added_up():
         "uptime": {"seconds": 9.0, "attempts": 8},
     }
     assert node["uptime"] == {"seconds": 9.0, "finished": 8, "choices": {"c": 5, "b": 3, "a": 3}}
-    assert node["router"] == {"calls": 8, "choice": "c", "budget_usd": None, "quality": 0.5}
+    low, high = wilson(5, 8)
+    assert node["router"] == {
+        "calls": 8,
+        "choice": "c",
+        "budget_usd": None,
+        "quality": 5 / 8,
+        "quality_low": low,
+        "quality_high": high,
+        "scores": 8,
+        "arms": {"a": {"used": 8, "tier": "local"}},
+    }
+    # Over a bus that all share, each knows all scores already.
+    shared = [one | {"bus": {"received": 5, "written": 2}} for one in (of(1, "a"), of(5, "c"))]
+    together = merged(shared)
+    assert together["interfaces"]["n"]["router"]["scores"] == 5
+    assert together["bus"] == {"received": 5, "written": 4}
