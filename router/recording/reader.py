@@ -131,6 +131,12 @@ class RecordingReader:
         rows = self._all("SELECT value FROM meta WHERE key = ?", (f"snapshot:{run}",))
         return parse_json(rows[0][0]) if rows else None
 
+    def controls(self, flow: str) -> list[dict[str, Any]]:
+        """What operators changed of a flow while it runs, in the order in which they said it."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (f"control:{flow}",))
+        found = parse_json(rows[0][0]) if rows else None
+        return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
     def runs(self) -> list[RunInfo]:
         """All runs, oldest first."""
         rows = self._all("SELECT run, flow, config, started, ended, status FROM runs ORDER BY rowid", ())

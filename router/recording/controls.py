@@ -1,0 +1,46 @@
+"""Changes to a running flow in its recording: where no bus reaches its processes, the file that they share does."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from chainwax.router.control import Change
+from chainwax.router.errors import RecordingError
+from chainwax.router.recording.rows import parse_json
+from chainwax.router.recording.schema import explain, open_database
+
+__all__ = ["write_controls"]
+
+
+def write_controls(path: Path, changes: Sequence[Change]) -> None:
+    """Say what is to be changed from now on; each takes the place of what was said of its node and setting.
+
+    The flow's processes look every two seconds. Several may say something at once. Raises
+    :class:`RecordingError` where the file is missing, no recording, or cannot be written.
+    """
+    if not path.exists():
+        raise RecordingError(f"no recording '{path}'")
+    with closing(open_database(path, write=True)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                _add(db, change)
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise RecordingError(f"the recording '{path}' cannot be written: {explain(error)}") from None
+
+
+def _add(db: sqlite3.Connection, change: Change) -> None:
+    key = f"control:{change.flow}"
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    known: list[dict[str, Any]] = (parse_json(row[0]) if row else None) or []
+    number = max((one["number"] for one in known), default=0) + 1
+    said = {"number": number, "node": change.node, "setting": change.setting}
+    kept = [one for one in known if (one["node"], one["setting"]) != (change.node, change.setting)]
+    kept.append({**said, "value": change.value, "time": change.time})
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(kept)))
