@@ -2,14 +2,14 @@
 
 A change sets one thing (a target, a budget, a pin, a pause) of one node, or of all nodes of a flow. The last
 one wins; ``None`` takes it back, so that the configuration counts again. Changes stay in force for
-processes that start later: the control topic of a bus that many processes share keeps them, else the recording.
+processes that start later: the control topic of a bus that processes share keeps them, else the recording.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,18 @@ class Change:
     time: float = 0.0
     """When it was said."""
 
+    def __str__(self) -> str:
+        match self.setting, self.value:
+            case "paused", value:
+                return "paused" if value else "not paused"
+            case setting, None:
+                return f"{setting} as configured"
+            case "budget", value:
+                return f"budget ${value:g}"
+            case setting, value:
+                return f"{setting} {value}"
+        raise AssertionError("unreachable")
+
 
 def check_change(change: Change) -> None:
     """Raise :class:`ConfigError` where no flow could ever do this, whatever its nodes and models are."""
@@ -68,9 +80,7 @@ def check_change(change: Change) -> None:
     elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{what} is no number")
     elif change.setting == "target" and not 0 < value <= 1:
-        raise ConfigError(
-            f"{what} is not above 0 and at most 1: it is a share of the strongest model's quality"
-        )
+        raise ConfigError(f"{what} is not above 0 and at most 1: a share of the strongest model's quality")
     elif value < 0:
         raise ConfigError(f"{what} is below 0: it is dollars for one run")
 
@@ -108,9 +118,9 @@ class Controls:
     def of(self, spec: NodeSpec, rules: Rules) -> dict[str, Any]:
         """What of a node is other than its flow and the configuration say. From any thread."""
         wanted = self._effective(spec, rules)
-        changes: dict[str, Any] = {key: wanted[key] for key in ("target", "budget") if key in wanted}
+        changes: dict[str, Any] = {key: wanted[key].value for key in ("target", "budget") if key in wanted}
         if "pin" in wanted:
-            changes |= {"form": Form.direct, "model": wanted["pin"], "mode": Mode.enforce}
+            changes |= {"form": Form.direct, "model": wanted["pin"].value, "mode": Mode.enforce}
         return changes
 
     def registered(self, interface: LLMInterface) -> None:
@@ -153,22 +163,29 @@ class Controls:
             changes.append(change)
         self.hear(changes, live)
 
+    def begun(self) -> None:
+        """All that was said before is known: tell what is in force."""
+        for interface in self._manager.interfaces.values():
+            for change in self._effective(interface.spec, interface.node.rules).values():
+                log.warning("node '%s': %s, as an operator said before", interface.node.id, change)
+                self._manager.recording.decision(_decision("control", interface.node.id, change))
+
     def snapshot(self, interface: LLMInterface) -> dict[str, Any]:
         """What of a node is changed now; JSON-ready."""
         changed = self._effective(interface.spec, interface.node.rules)
-        return {"control": changed} if changed else {}
+        return {"control": {name: change.value for name, change in changed.items()}} if changed else {}
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _effective(self, spec: NodeSpec, rules: Rules) -> dict[str, Any]:
-        wanted: dict[str, Any] = {}
+    def _effective(self, spec: NodeSpec, rules: Rules) -> dict[str, Change]:
+        wanted: dict[str, Change] = {}
         for change in self._said.values():
             if change.flow != spec.flow or change.node not in ("", spec.id):
                 continue
             if _nothing(change.value):
                 wanted.pop(change.setting, None)
             elif self._objection(change, spec, rules) is None:
-                wanted[change.setting] = change.value
+                wanted[change.setting] = change
         return wanted
 
     def _objection(self, change: Change, spec: NodeSpec, rules: Rules) -> str | None:
@@ -195,17 +212,14 @@ class Controls:
         }
         if change.node and change.node not in nodes:
             why = f"the flow '{change.flow}' has no LLM node '{change.node}': {nearest(change.node, nodes)}"
-            self._decide("control_refused", change.node, change, {"why": why}, live)
+            self._decide(change.node, change, why, live)
             return
         for name, interface in nodes.items():
-            if change.node not in ("", name):
-                continue
-            why_not = self._objection(change, interface.spec, interface.node.rules)
-            if why_not is not None:
-                self._decide("control_refused", name, change, {"why": why_not}, live)
-                continue
-            self._refresh(interface)
-            self._decide("control", name, change, {}, live)
+            if change.node in ("", name):
+                why_not = self._objection(change, interface.spec, interface.node.rules)
+                if why_not is None:
+                    self._refresh(interface)
+                self._decide(name, change, why_not, live)
 
     def _refresh(self, interface: LLMInterface) -> None:
         """Let a node follow what counts now; what was learned stays."""
@@ -217,14 +231,18 @@ class Controls:
         elif gate.paused:
             gate.resume()
 
-    def _decide(self, kind: str, node: str, change: Change, more: Mapping[str, Any], live: bool) -> None:
-        detail = {"set": change.setting, "value": change.value, **more}
-        # With the time at which it was said, all processes of a run record one and the same decision.
-        decision = Decision(kind, node, detail, change.time)
-        if more or (change.setting == "paused" and change.value) or not live:
-            # A person who sees nothing happen, or something else than the configuration says, should know why.
-            log.warning("%s: node '%s' %s", kind, node, detail)
-        if live:
-            self._manager.announce(decision)
-        else:
-            self._manager.recording.decision(decision)
+    def _decide(self, node: str, change: Change, why_not: str | None, live: bool) -> None:
+        if not live:
+            return  # whoever heard it told of it; what is in force is told when all is known
+        if why_not is not None:
+            log.warning("node '%s': %s: refused: %s", node, change, why_not)
+            self._manager.announce(_decision("control_refused", node, change, why=why_not))
+            return
+        if change.setting == "paused":  # who sees nothing happen should know why
+            log.warning("node '%s': %s, as an operator said", node, change)
+        self._manager.announce(_decision("control", node, change))
+
+
+def _decision(kind: str, node: str, change: Change, **more: str) -> Decision:
+    # With the time at which it was said, all processes of a run record one and the same decision.
+    return Decision(kind, node, {"set": change.setting, "value": change.value, **more}, change.time)

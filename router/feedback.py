@@ -18,7 +18,7 @@ LookUp = Callable[[str, str, str], tuple[str, str, str] | None]
 
 
 Told = Callable[[Sequence[Change], bool], None]
-"""Takes up what operators changed, and whether it was said just now; called from any thread, returns at once."""
+"""Takes up what operators changed, and whether it was said just now; from any thread, and returns at once."""
 
 
 class FeedbackBus(Protocol):

@@ -156,6 +156,7 @@ class LLMManager:
             self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
         else:
             self.loop.call_soon_threadsafe(self.control.read, flow, False)
+        self.loop.call_soon_threadsafe(self.control.begun)
         self._snapshots = self.run(self._save_snapshots_task())
         return self.resumed
 

@@ -1,4 +1,4 @@
-"""Changes to a running flow in its recording: where no bus reaches its processes, the file that they share does."""
+"""Changes to a running flow in its recording: where no bus reaches its processes, the file does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ def _add(db: sqlite3.Connection, change: Change) -> None:
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     known: list[dict[str, Any]] = (parse_json(row[0]) if row else None) or []
     number = max((one["number"] for one in known), default=0) + 1
-    said = {"number": number, "node": change.node, "setting": change.setting}
     kept = [one for one in known if (one["node"], one["setting"]) != (change.node, change.setting)]
-    kept.append({**said, "value": change.value, "time": change.time})
+    kept.append({"number": number, **asdict(change)})
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(kept)))
