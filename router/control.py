@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chainwax.router.interface import LLMInterface
     from chainwax.router.manager import LLMManager
 
-__all__ = ["SETTINGS", "Change", "Controls", "check_change", "in_force"]
+__all__ = ["SETTINGS", "Change", "Controls", "changes_of", "check_change", "in_force"]
 
 log = logging.getLogger("chainwax")
 
@@ -75,7 +75,7 @@ def check_change(change: Change) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{what} is neither true nor false")
     elif change.setting == "pin":
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not 0 < len(value) <= 500:
             raise ConfigError(f"{what} is no model's name")
     elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{what} is no number")
@@ -83,6 +83,19 @@ def check_change(change: Change) -> None:
         raise ConfigError(f"{what} is not above 0 and at most 1: a share of the strongest model's quality")
     elif value < 0:
         raise ConfigError(f"{what} is below 0: it is dollars for one run")
+
+
+def changes_of(flow: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Change]]:
+    """The changes that a recording holds, each with its number; what is none is passed over."""
+    for row in rows:
+        try:
+            number = int(row["number"])
+            change = Change(flow, row["setting"], row["value"], str(row["node"]), float(row["time"]))
+            check_change(change)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            log.debug("a change that the recording holds cannot be used: %s", error)
+            continue
+        yield number, change
 
 
 def in_force(changes: Iterable[Change]) -> list[Change]:
@@ -148,20 +161,10 @@ class Controls:
                 self._told_failure = True
                 log.warning("changes while running cannot be read: %s", error)
             return
-        changes = []
-        for row in rows:
-            number = row.get("number")
-            if not isinstance(number, int) or number <= self._read:
-                continue
-            self._read = number
-            try:
-                change = Change(flow, row["setting"], row["value"], str(row["node"]), float(row["time"]))
-                check_change(change)
-            except (ChainwaxError, KeyError, TypeError, ValueError) as error:
-                log.warning("a change that the recording holds cannot be used: %s", error)
-                continue
-            changes.append(change)
-        self.hear(changes, live)
+        changes = [(number, change) for number, change in changes_of(flow, rows) if number > self._read]
+        if changes:
+            self._read = changes[-1][0]
+            self.hear([change for _, change in changes], live)
 
     def begun(self) -> None:
         """All that was said before is known: tell what is in force."""

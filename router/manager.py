@@ -19,6 +19,7 @@ import uvloop
 
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
+from chainwax.router.background import Background
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
@@ -77,6 +78,8 @@ class LLMManager:
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
         self.control = Controls(self)
         """What operators changed while it runs."""
+        self.background: Background | None = None
+        """Set where the run is one in the background."""
         self.on_fatal: Callable[[], None] | None = None
         """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
@@ -196,6 +199,8 @@ class LLMManager:
 
     def stop_waiting(self) -> None:
         """Give back as not asked what a pause holds, now and from now on: the run ends. From any thread."""
+        if self.background is not None:
+            self.background.end()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._end_gates)
 
@@ -322,6 +327,7 @@ class LLMManager:
             "run": self.run_id,
             "time": self.clock.time(),
             "refused_feedback": self.refused_feedback,
+            **({"background": True} if self.background is not None else {}),
             **({"bus": self._shared.snapshot()} if self._shared is not None else {}),
             "models": {
                 name: {
@@ -491,6 +497,8 @@ class LLMManager:
             interface.router.gate.end()
 
     async def _shut_down(self, drain: bool | Literal["sent"]) -> None:
+        if self.background is not None:
+            self.background.end()
         self._end_gates()
         if self._snapshots is not None:
             self._snapshots.cancel()

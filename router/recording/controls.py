@@ -10,12 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chainwax.router.control import Change
+from chainwax.router.control import Change, changes_of
 from chainwax.router.errors import RecordingError
+from chainwax.router.recording.reader import RecordingReader
 from chainwax.router.recording.rows import parse_json
 from chainwax.router.recording.schema import explain, open_database
 
-__all__ = ["write_controls"]
+__all__ = ["read_controls", "write_controls"]
+
+
+def read_controls(reader: RecordingReader, flow: str) -> list[Change]:
+    """What was said of a flow, in its order."""
+    return [change for _, change in changes_of(flow, reader.controls(flow))]
 
 
 def write_controls(path: Path, changes: Sequence[Change]) -> None:

@@ -142,6 +142,17 @@ class RecordingReader:
         rows = self._all("SELECT run, flow, config, started, ended, status FROM runs ORDER BY rowid", ())
         return [RunInfo(run, flow, parse_json(config), *rest) for run, flow, config, *rest in rows]
 
+    def running(self) -> list[str]:
+        """The runs that were begun and did not say that they ended, oldest first."""
+        return [
+            run for (run,) in self._all("SELECT run FROM runs WHERE status = 'running' ORDER BY rowid", ())
+        ]
+
+    def status_of(self, run: str) -> str | None:
+        """``running``, ``finished``, ``stopped`` or ``failed``; None where there is no such run."""
+        rows = self._all("SELECT status FROM runs WHERE run = ?", (run,))
+        return rows[0][0] if rows else None
+
     def require_run(self, run: str) -> RunInfo:
         """The run with this id; raises :class:`RecordingError` with the nearest id that there is."""
         runs = {info.run: info for info in self.runs()}

@@ -123,7 +123,7 @@ def test_run_again_with_the_same_id_asks_nothing_again(cli):
     cli(*RUN, "--run-id", "mine")
     code, out, err = cli(*RUN, "--run-id", "mine", "--json")
     assert code == 0
-    assert "run mine is in the recording already" in err
+    assert "run mine is finished already" in err
     assert json.loads(out)["calls"] == 60
 
 
