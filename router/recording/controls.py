@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from chainwax.router.control import Change, changes_of
 from chainwax.router.errors import RecordingError
-from chainwax.router.recording.reader import RecordingReader
-from chainwax.router.recording.rows import parse_json
+from chainwax.router.recording.reader import RecordingReader, control_rows
 from chainwax.router.recording.schema import explain, open_database
 
 __all__ = ["read_controls", "write_controls"]
@@ -45,8 +43,8 @@ def write_controls(path: Path, changes: Sequence[Change]) -> None:
 def _add(db: sqlite3.Connection, change: Change) -> None:
     key = f"control:{change.flow}"
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    known: list[dict[str, Any]] = (parse_json(row[0]) if row else None) or []
-    number = max((one["number"] for one in known), default=0) + 1
-    kept = [one for one in known if (one["node"], one["setting"]) != (change.node, change.setting)]
-    kept.append({"number": number, **asdict(change)})
-    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(kept)))
+    known = list(changes_of(change.flow, control_rows(row[0]) if row else ()))
+    number = max((number for number, _ in known), default=0) + 1
+    kept = [(n, one) for n, one in known if (one.node, one.setting) != (change.node, change.setting)]
+    rows = [{"number": n, **asdict(one)} for n, one in (*kept, (number, change))]
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(rows)))

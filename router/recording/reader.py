@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from chainwax.router.recording.rows import (
 from chainwax.router.recording.schema import explain, open_database
 from chainwax.router.types import Arm, Attempt, FeedbackKind
 
-__all__ = ["RecordingReader", "latest_call"]
+__all__ = ["RecordingReader", "control_rows", "latest_call"]
 
 T = TypeVar("T")
 
@@ -134,8 +135,7 @@ class RecordingReader:
     def controls(self, flow: str) -> list[dict[str, Any]]:
         """What operators changed of a flow while it runs, in the order in which they said it."""
         rows = self._all("SELECT value FROM meta WHERE key = ?", (f"control:{flow}",))
-        found = parse_json(rows[0][0]) if rows else None
-        return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+        return control_rows(rows[0][0]) if rows else []
 
     def runs(self) -> list[RunInfo]:
         """All runs, oldest first."""
@@ -194,6 +194,15 @@ class RecordingReader:
                 raise RecordingError(
                     f"the recording '{self.path}' cannot be read: {explain(error)}"
                 ) from None
+
+
+def control_rows(text: str) -> list[dict[str, Any]]:
+    """What a recording holds of changes to a flow; what is not written so is passed over."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def latest_call(db: sqlite3.Connection, node: str, item_key: str) -> str | None:
