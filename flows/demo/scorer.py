@@ -17,7 +17,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from chainwax.connectors.kafka import KafkaServers
-from chainwax.connectors.kafka.sink import CALLS_HEADER
+from chainwax.connectors.kafka.outbox import CALLS_HEADER
 from chainwax.connectors.kafka_bus import KafkaBus
 from chainwax.flows.demo.support import Fields, can_be_sent, read_right, sorted_right
 from chainwax.router import ChainwaxError, Feedback
