@@ -17,7 +17,7 @@ from kafka.partitioner.default import murmur2
 from kafka.producer.future import FutureRecordMetadata
 from typing_extensions import override
 
-from chainwax.connectors.kafka.codecs import Codec, codec_of
+from chainwax.connectors.kafka.codecs import Codec, codec_of, make_ready
 from chainwax.connectors.kafka.servers import KafkaServers, partitions_of, reason_of, shut
 from chainwax.connectors.record import Outgoing
 from chainwax.connectors.sinks import SinkError, to_json
@@ -134,6 +134,7 @@ class KafkaSink(FixedPartitionedSink[Any, None]):
         with self._servers.admin() as admin:
             self._count = partitions_of(admin, [topic], self._servers)[topic][1]
             self.max_record_bytes = max_record_bytes or _most_bytes(admin, topic)
+        make_ready(self._codec, [topic], writing=True)
         self._producer: KafkaProducer | None = None
         self._open = 0
         self._lock = threading.Lock()
