@@ -3,6 +3,7 @@
 import base64
 import importlib
 import json
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 
 from chainwax.connectors import BadRecord, Record, SourceError, open_sink, open_source
 from chainwax.connectors.kafka import NotYet, SchemaRegistry, schemas
-from chainwax.connectors.kafka.codecs import Decoder, codec_of, make_ready
+from chainwax.connectors.kafka.codecs import SCHEMA_CODECS, Decoder, codec_of, make_ready
 from chainwax.connectors.kafka.schema_avro import AvroCodec
 from chainwax.connectors.kafka.schema_json import JsonSchemaCodec
 from chainwax.connectors.kafka.schema_protobuf import ProtobufCodec
@@ -527,6 +528,17 @@ def test_a_certificate_file_that_is_none(tmp_path):
 def test_wrong_uris(open_it, uri, error):
     with pytest.raises(ConfigError, match=error):
         open_it(f"{uri}&servers=127.0.0.1:1", name="n")
+
+
+@pytest.mark.parametrize(
+    ("codec", "library"),
+    [("avro", "fastavro"), ("jsonschema", "jsonschema_rs"), ("protobuf", "google.protobuf")],
+)
+def test_a_library_that_is_not_installed(codec, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, SCHEMA_CODECS[codec][0], raising=False)
+    with pytest.raises(ConfigError, match=rf"codec={codec} needs .*pip install 'chainwax\[schemas\]'"):
+        open_source(f"kafka://t?codec={codec}&registry=http://a:1", name="in")
 
 
 def test_many_threads_ask_once(registry):
