@@ -13,6 +13,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.errors import (
+    IllegalSaslStateError,
     KafkaConfigurationError,
     KafkaError,
     SaslAuthenticationFailedError,
@@ -153,6 +154,10 @@ _WITH_PASSWORD = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 def _refusal(error: BaseException, settings: Mapping[str, Any]) -> str:
     if isinstance(error, UnsupportedSaslMechanismError):
         return f"it does not take sasl_mechanism {settings.get('sasl_mechanism')}"
+    if isinstance(error, IllegalSaslStateError):
+        return (
+            f"it wants no credentials at this address, security_protocol is {settings['security_protocol']}"
+        )
     if isinstance(error, SaslAuthenticationFailedError):
         return f"it refuses the credentials of '{settings.get('sasl_plain_username')}': {reason_of(error)}"
     return reason_of(error)
