@@ -153,7 +153,7 @@ def check_command(
     sink: Sinks = None,
     config: ConfigFile = None,
 ) -> None:
-    """Check a flow, its configuration and the first items of its sources; ask nothing, connect to nothing."""
+    """Check a flow, its configuration and the first items of its sources; ask no model."""
     count = print_check(
         load_flow(flow),
         load_settings(config),

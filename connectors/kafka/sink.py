@@ -14,7 +14,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.partitioner.default import murmur2
 from typing_extensions import override
 
-from chainwax.connectors.kafka.codecs import Codec, codec_of
+from chainwax.connectors.kafka.codecs import Codec, codec_of, make_ready
 from chainwax.connectors.kafka.outbox import DELIVERY_SECONDS, OVERHEAD, Outbox, headers_of
 from chainwax.connectors.kafka.servers import KafkaServers, end, partitions_of, reason_of
 from chainwax.connectors.kafka.transactions import Place, TransactionalPartition
@@ -107,6 +107,7 @@ class KafkaSink(FixedPartitionedSink[Any, Any]):
         with self.servers.admin() as admin:
             self.partitions = partitions_of(admin, [topic], self.servers)[topic][1]
             self.max_record_bytes = max_record_bytes or _most_bytes(admin, topic)
+        make_ready(self._codec, [topic], writing=True)
         self._producer: KafkaProducer | None = None
         self._parts: dict[_Partition | TransactionalPartition, tuple[int, str]] = {}
         self._lock = threading.Lock()
