@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["merged"]
 
 _PARTS = ("minute", "hour", "uptime", "router")
+_WORST_FIRST = ("not met", "not yet known", "met")
 _COUNTS = frozenset(
     {
         "attempts", "reused", "simulated", "errors", "errors_by_class", "validation_failures", "input_tokens",
@@ -21,7 +22,7 @@ _COUNTS = frozenset(
 def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A snapshot of all processes together.
 
-    >>> one = {"run": "r", "models": {"m": {"uptime": {"attempts": 2}}}, "interfaces": {}}
+    >>> one = {"run": "r", "models": {"m": {"uptime": {"attempts": 2}}}, "interfaces": {}, "certified": {}}
     >>> merged([one, one])["models"]
     {'m': {'uptime': {'attempts': 4}}}
     """
@@ -32,7 +33,18 @@ def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found = [snapshot[section][name] for snapshot in snapshots if name in snapshot[section]]
             found.sort(key=lambda part: part[within][count], reverse=True)
             out[section][name] = _added(found)
+            if section == "interfaces":
+                router = out[section][name]["router"]
+                router["certificate"] = min((part["router"]["certificate"] for part in found), key=_worst)
+    out["certified"] = {
+        flow: min((s["certified"][flow] for s in snapshots if flow in s["certified"]), key=_worst)
+        for flow in dict.fromkeys(flow for snapshot in snapshots for flow in snapshot["certified"])
+    }
     return out
+
+
+def _worst(certificate: Mapping[str, Any]) -> int:
+    return _WORST_FIRST.index(certificate["status"])
 
 
 def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Plan:
     together: bool = False
     shadow: Sequence[ArmState] = ()
     """Asked too, to learn from; never answered with."""
+    watched: bool = False
+    """The policy's ``escalate`` looks at each answer before it is served."""
+    paired: bool = False
+    """The strongest is asked too, and a coin may serve its answer: for the node's certificate."""
 
 
 class Policy(Protocol):
