@@ -86,9 +86,9 @@ class _Pair:
 class Certificate:
     """The state of one node's certificate. Constant in time for a score, and in memory but for the pairs.
 
-    ``target`` is the wanted share of the strongest's quality, in (0, 1]; ``share``, in [0, 1], of the calls
-    are paired, and fewer once it is known. ``arms`` are those that the node may serve, and ``about`` names what
-    it asks: its prompt and form of answer.
+    ``target`` is the wanted share of the strongest's quality, in (0, 1]. ``share`` of the calls, in [0, 1],
+    are paired, and fewer once it is known. ``arms`` are those that the node may serve, and ``about`` names
+    what it asks: its prompt and form of answer.
     """
 
     def __init__(

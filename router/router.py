@@ -18,7 +18,7 @@ from chainwax.router.errors import (
     NoModelAllowed,
 )
 from chainwax.router.instance import LLMInstance
-from chainwax.router.policies import POLICIES, Plan, Policy
+from chainwax.router.policies import POLICIES, Plan, Policy, Watching
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
@@ -64,6 +64,7 @@ class LLMRouter:
         self.stats = NodeStats(instances)
         # In `observe` the policy only says what it would do: it must be one that can learn from shadows.
         self.policy: Policy = POLICIES[node.form](node, self.stats, seed)
+        self._watching = self.policy if isinstance(self.policy, Watching) else None
         self._today: Policy = POLICIES[Form.direct](node, self.stats, seed)
         self._recorder = recorder
         self._recording = recording
@@ -134,6 +135,8 @@ class LLMRouter:
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _UNUSED:
             self._certify(feedback, earlier)
+            if self._watching is not None:
+                self._watching.learn(feedback, earlier)
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""
@@ -296,24 +299,40 @@ class LLMRouter:
                 await asyncio.gather(beside, return_exceptions=True)
 
     async def _in_turn(self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]) -> None:
-        errors: list[CallError] = []
-        last = plan.arms[-1]
-        for state in plan.arms:
-            propensity = plan.propensity if not errors else None
+        errors: list[tuple[ArmState, CallError]] = []
+        answer: tuple[Any, Attempt] | None = None
+        left = list(plan.arms)
+        while left:
+            state = left.pop(0)
             try:
                 value, attempt = await self._ask(
-                    query, state, result, known, propensity=propensity, patient=state is last
+                    query,
+                    state,
+                    result,
+                    known,
+                    propensity=None if errors else plan.propensity,
+                    patient=not left and answer is None,
                 )
             except CallError as error:
-                errors.append(error)
+                errors.append((state, error))
+                if answer is not None:
+                    break  # the answer that was doubted is better than none
                 continue
-            self._settle(result, value, attempt)
+            answer = value, attempt
+            if not (plan.watched and left and self._watching):
+                break
+            further = self._watching.escalate(query, plan, state, attempt, value)
+            if further is None:
+                break
+            del left[: left.index(further)]
+        if answer is not None:
+            self._settle(result, *answer)
             return
         if len(errors) == 1:
-            raise errors[0]
-        raise type(errors[-1])(
+            raise errors[0][1]
+        raise type(errors[-1][1])(
             f"node '{self.node.id}': none of {len(errors)} models could answer: "
-            + "; ".join(f"{s.key}: {e}" for s, e in zip(plan.arms, errors, strict=True))
+            + "; ".join(f"{s.key}: {e}" for s, e in errors)
         )
 
     async def _together(

@@ -26,6 +26,7 @@ from chainwax.router import (
     NodeSpec,
     Prompt,
     Query,
+    Rules,
     load_settings,
 )
 from chainwax.router.certificate import ALPHA, Certificate, Certified, certified_flow
@@ -367,6 +368,13 @@ def test_a_parallel_node_is_served_the_strongest_and_pairs_nothing(asked: Callab
     manager, results = asked(2, lambda value: 1.0, form=Form.parallel, model=None)
     assert {r.arm.model for r in results} == {"strong"}
     assert manager.snapshot()["interfaces"]["node"]["router"]["certificate"]["status"] == "met"
+
+
+def test_pairs_and_fallback_never_reach_a_model_that_is_denied(asked: Callable[..., Any]) -> None:
+    strong = TestModel("a")
+    manager, results = asked(3, lambda value: 0.0, strong=strong, rules=Rules(deny=("strong",)), certify=1.0)
+    assert strong.prompts == []
+    assert {r.value for r in results} == {"b"}
 
 
 def test_bets_leave_some_capital_whatever_comes() -> None:
