@@ -372,7 +372,7 @@ def test_a_parallel_node_is_served_the_strongest_and_pairs_nothing(asked: Callab
 
 def test_pairs_and_fallback_never_reach_a_model_that_is_denied(asked: Callable[..., Any]) -> None:
     strong = TestModel("a")
-    manager, results = asked(3, lambda value: 0.0, strong=strong, rules=Rules(deny=("strong",)), certify=1.0)
+    _, results = asked(3, lambda value: 0.0, strong=strong, rules=Rules(deny=("strong",)), certify=1.0)
     assert strong.prompts == []
     assert {r.value for r in results} == {"b"}
 
