@@ -45,6 +45,8 @@ _TRIED = 0.05
 """Share of the calls at which another arm is asked first than the one that is best to ask first."""
 _CHARGE = 0.1
 """What trying a dearer arm may cost, as a share of what the call costs without."""
+_LEAST = 0.005
+"""What tries may lose where the target leaves nothing, as a share of the strongest's quality."""
 _STEP = (0.1, 0.01)
 """How quickly the price of quality moves, at first (then as one over the root of the calls) and at last."""
 _RECENT = 0.02
@@ -52,7 +54,7 @@ _RECENT = 0.02
 _KEPT = 128
 """Guesses that are kept of each arm, to reckon what asking it is worth at today's price of quality."""
 _ENOUGH = 20
-"""Guesses from which on that is trusted."""
+"""Guesses, or scores, from which on they are trusted."""
 _REMEMBERED = 10_000
 """Calls whose scores are waited for."""
 
@@ -162,6 +164,10 @@ class Switched:
         features = self._features(asked, link, attempt)
         asked.answers[state.key] = features
         mean, deviation = link.by_answer.predict(features)
+        if link.by_answer.n < _ENOUGH:
+            # Of a model of which little is known nothing better is thought than the tiers' order says.
+            usual = _QUALITY[state.instance.tier] / _QUALITY[Tier.strongest]
+            mean = min(mean, logit(usual * asked.best))
         guess = min(max(sigmoid(mean) + link.off, 0.0), 1.0)
         (link.first if asked.said is None else link.after).add(guess - self._guess(state, asked))
         link.by_prompt.learn(asked.prompt, guess)
@@ -173,6 +179,10 @@ class Switched:
         # Serving saves the strongest's cost, and loses what the answer falls short of it.
         worth = asked.best - (cost - onward) / price
         stay = self._chance(mean, deviation, worth - link.off, asked.cost, cost)
+        if guess < worth:
+            # Serving it would be a try: all that tries lose together is what the target leaves.
+            slack = max(1.0 - self._node.target, _LEAST) * asked.best
+            stay = min(stay, slack / max(asked.best - guess, slack))
         if self._random.random() < stay:
             attempt.propensity = plan.propensity * stay
             self._serve(asked, state, guess)
