@@ -346,7 +346,7 @@ class _Cluster:
                 found = reader.snapshot_of(run)
         except RecordingError:
             found = None
-        return found or {"run": run, "models": {}, "interfaces": {}}
+        return found or {"run": run, "models": {}, "interfaces": {}, "certified": {}}
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -10,6 +10,7 @@ from chainwax.router.recorder import wilson
 __all__ = ["merged"]
 
 _PARTS = ("minute", "hour", "uptime", "router", "latency_s", "first_token_s", "waited_s", "bus")
+_WORST_FIRST = ("not met", "not yet known", "met")
 _COUNTS = frozenset(
     {
         "attempts", "reused", "simulated", "errors", "errors_by_class", "validation_failures", "input_tokens",
@@ -25,7 +26,7 @@ _COUNTS = frozenset(
 def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A snapshot of all processes together.
 
-    >>> one = {"run": "r", "models": {"m": {"uptime": {"attempts": 2}}}, "interfaces": {}}
+    >>> one = {"run": "r", "models": {"m": {"uptime": {"attempts": 2}}}, "interfaces": {}, "certified": {}}
     >>> merged([one, one])["models"]
     {'m': {'uptime': {'attempts': 4}}}
     """
@@ -36,10 +37,22 @@ def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found = [snapshot[section][name] for snapshot in snapshots if name in snapshot[section]]
             found.sort(key=lambda part: part[within][count], reverse=True)
             out[section][name] = _added(found)
-            if section == "interfaces" and "bus" not in out:
-                # Each knows the scores of its own calls only; over a shared bus each knows all.
-                out[section][name]["router"] |= _pooled([part["router"] for part in found])
+            if section == "interfaces":
+                routers = [part["router"] for part in found]
+                router = out[section][name]["router"]
+                if "bus" not in out:
+                    # Each knows the scores of its own calls only; over a shared bus each knows all.
+                    router |= _pooled(routers)
+                router["certificate"] = min((one["certificate"] for one in routers), key=_worst)
+    out["certified"] = {
+        flow: min((s["certified"][flow] for s in snapshots if flow in s["certified"]), key=_worst)
+        for flow in dict.fromkeys(flow for snapshot in snapshots for flow in snapshot["certified"])
+    }
     return out
+
+
+def _worst(certificate: Mapping[str, Any]) -> int:
+    return _WORST_FIRST.index(certificate["status"])
 
 
 def _pooled(routers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -49,6 +49,13 @@ class NodeReport:
     would_choose: str | None = None
     would_save_usd: float | None = None
     """In the mode ``observe``: what the router's own choices would have saved, estimated."""
+    certified: str = "not yet known"
+    """Whether the target is kept: ``met``, ``not met`` or ``not yet known``."""
+    margin_low: float | None = None
+    """Bounds on quality less target times the strongest's, right at all times together with 95 %."""
+    margin_high: float | None = None
+    pairs: int = 0
+    """Calls that were answered by the strongest too, and scored, to know that."""
 
 
 @dataclass(slots=True)
@@ -62,6 +69,8 @@ class RunReport:
     seconds: float
     items: int
     nodes: list[NodeReport] = field(default_factory=list)
+    certified: str = "not yet known"
+    """Whether the targets of all nodes are kept."""
     letters: Letters = field(default_factory=Letters)
     recording: str | None = None
     simulated: tuple[str, ...] = ()
@@ -101,6 +110,7 @@ class RunReport:
             "cheapest_only_usd": sum(n.cheapest_only_usd for n in self.nodes),
             "recording": self.recording,
             "simulated": list(self.simulated),
+            "certified": self.certified,
             "nodes": {
                 n.id: {name: getattr(n, name) for name in n.__slots__ if name != "id"} for n in self.nodes
             },
@@ -139,6 +149,7 @@ def make_report(
         report.reused += sum(arm.reused for arm in of_node.arms.values())
         report.reused_usd += sum(arm.reused_usd for arm in of_node.arms.values())
     report.simulated = tuple(sorted(simulated))
+    report.certified = snapshot["certified"].get(flow, {}).get("status", report.certified)
     return report
 
 
@@ -180,6 +191,11 @@ def _node(id: str, kind: str, router: Mapping[str, Any], of_node: NodeTotals) ->
         observed = router["observed"]
         node.would_choose = router["would_choose"]
         node.would_save_usd = observed["cost_usd"] - observed["would_cost_usd"]
+    known = router["certificate"]
+    node.certified = known["status"]
+    if "pairs" in known:
+        node.margin_low, node.margin_high = known["margin_low"], known["margin_high"]
+        node.pairs = known["scored"]
     return node
 
 
@@ -271,11 +287,17 @@ def _calls(node: NodeReport, marked: _Marked, narrow: bool) -> Text:
 
 def _quality(node: NodeReport, narrow: bool) -> Text:
     if node.quality is None:
-        return Text("no score", "dim")
-    interval = f"[{node.quality_low:.2f}–{node.quality_high:.2f}]"
-    if narrow:
-        return Text(f"{node.quality:.2f} ({node.scores:,})\n{interval}")
-    return Text(f"{node.quality:.2f} {interval} ({node.scores:,})")
+        text = Text("no score", "dim")
+    else:
+        interval = f"[{node.quality_low:.2f}–{node.quality_high:.2f}]"
+        if narrow:
+            text = Text(f"{node.quality:.2f} ({node.scores:,})\n{interval}")
+        else:
+            text = Text(f"{node.quality:.2f} {interval} ({node.scores:,})")
+    if node.margin_low is not None:
+        style = {"met": "green", "not met": "red"}.get(node.certified, "dim")
+        text.append(f"\n{node.target:g}: {node.certified}", style)
+    return text
 
 
 def _choice(node: NodeReport, marked: _Marked) -> Text:
@@ -292,6 +314,14 @@ def _footnotes(report: RunReport) -> Sequence[Text]:
     if report.nodes:
         lines.append(
             Text("strongest only, cheapest only: estimated for the same calls, at mean cost a call", "dim")
+        )
+    if any(node.margin_low is not None for node in report.nodes):
+        lines.append(
+            Text(
+                f"targets of all nodes together: {report.certified} (a target is a share of the "
+                "strongest model's quality; met holds whenever it is read with 95 %)",
+                "dim",
+            )
         )
     if report.simulated:
         lines.append(

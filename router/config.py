@@ -160,6 +160,8 @@ class NodeConfig(_Section):
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least quality, as a share of the strongest model's."""
+    certify: Share | None = None
+    """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     budget: Annotated[float, Field(ge=0)] | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None

@@ -133,7 +133,13 @@ class Controls:
         wanted = self._effective(spec, rules)
         changes: dict[str, Any] = {key: wanted[key].value for key in ("target", "budget") if key in wanted}
         if "pin" in wanted:
-            changes |= {"form": Form.direct, "model": wanted["pin"].value, "mode": Mode.enforce}
+            # No certificate sends a pinned node elsewhere.
+            changes |= {
+                "form": Form.direct,
+                "model": wanted["pin"].value,
+                "mode": Mode.enforce,
+                "certify": 0.0,
+            }
         return changes
 
     def registered(self, interface: LLMInterface) -> None:

@@ -128,6 +128,7 @@ class LLMInstance:
             attempt.text = reply.text
             attempt.usage = reply.usage
             attempt.first_token_s = reply.first_token_s
+            attempt.logprob = reply.logprob
             attempt.simulated = reply.simulated
             recorded_s = reply.recorded_s
             attempt.reused = recorded_s is not None

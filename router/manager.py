@@ -20,6 +20,7 @@ import uvloop
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
 from chainwax.router.background import Background
+from chainwax.router.certificate import Certificate, Certified, certified_flow
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
@@ -278,6 +279,7 @@ class LLMManager:
             "mode",
             "observe_share",
             "target",
+            "certify",
             "budget",
             "latency",
             "priority",
@@ -354,9 +356,17 @@ class LLMManager:
                 }
                 for (flow, node), interface in self.interfaces.items()
             },
+            "certified": {flow: {"status": status.value} for flow, status in self._certified().items()},
         }
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _certified(self) -> dict[str, Certified]:
+        """What is known of the targets of each flow's nodes together."""
+        flows: dict[str, list[Certificate | Certified]] = {}
+        for (flow, _), interface in list(self.interfaces.items()):
+            flows.setdefault(flow, []).append(interface.router.certified())
+        return {flow: certified_flow(nodes) for flow, nodes in flows.items()}
 
     def _add_instance(self, name: str, config: ModelConfig) -> None:
         price = Prices.of(name, config)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.errors import (
     AnswerInvalid,
@@ -18,7 +19,7 @@ from chainwax.router.errors import (
 )
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
-from chainwax.router.policies import POLICIES, Plan, Policy
+from chainwax.router.policies import POLICIES, Plan, Policy, Watching
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
@@ -40,6 +41,9 @@ _WORTH_WAITING = 5.0
 """Seconds: where a server asks for a longer pause, a call goes to its next model instead."""
 _REMEMBERED = 20_000
 """Scores that are remembered so that a revised one replaces the earlier."""
+
+_UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
+"""Scores of answers that were not used, or that say nothing of being right."""
 
 
 class LLMRouter:
@@ -71,6 +75,16 @@ class LLMRouter:
         self._announce = announce
         self._clock = clock
         self._random = random.Random(seed)
+        self.certificate: Certificate | None = None
+        """What is known of the node's target, where it wants to know (``certify``)."""
+        if node.certify and node.mode is Mode.enforce:
+            self.certificate = Certificate(
+                node.target,
+                node.certify,
+                arms=self.stats.by_key,
+                about=f"{node.prompt.version} {node.answer.key}",
+                seed=seed,
+            )
         self._scores: dict[int, float] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
@@ -125,6 +139,7 @@ class LLMRouter:
         state = self.stats.by_key.get(feedback.arm)
         if state is None:
             return
+        earlier: float | None = None
         if feedback.call_id:
             identity = hash((feedback.call_id, feedback.arm, feedback.metric, feedback.source))
             earlier = self._scores.pop(identity, None)
@@ -135,6 +150,10 @@ class LLMRouter:
             self._scores[identity] = feedback.score
         self._count(state, feedback.score, 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
+        if feedback.kind not in _UNUSED:
+            self._certify(feedback, earlier)
+            if isinstance(self.policy, Watching):
+                self.policy.learn(feedback, earlier)
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""
@@ -168,6 +187,7 @@ class LLMRouter:
             "call_usd": {s.key: stats.mean_cost(s) for s in stats.arms},
             "choice": self._today.choice() if node.mode is Mode.observe else self.policy.choice(),
             "arms": {s.key: s.as_json() for s in stats.arms},
+            "certificate": certified_json(self.certified(), self.certificate),
         }
         if node.mode is Mode.observe:
             out["would_choose"] = self.policy.choice()
@@ -181,6 +201,20 @@ class LLMRouter:
             }
         return out
 
+    def certified(self) -> Certificate | Certified:
+        """The certificate; without one, or where the strongest answered every call, what is known at once."""
+        alone = self.stats.calls > 0 and self.stats.arms[0].used == self.stats.calls
+        if alone and (self.certificate is None or self.certificate.only_strongest):
+            return Certified.met  # its own answers keep any target
+        return self.certificate or Certified.unknown
+
+    def _certify(self, feedback: Feedback, earlier: float | None) -> None:
+        certificate = self.certificate
+        if certificate is not None and certificate.learn(
+            feedback.call_id, feedback.arm, feedback.score, earlier
+        ):
+            self._announce(certificate.decision(self.node.id))
+
     async def _see_through(self, query: Query, result: CallResult, known: dict[str, Attempt]) -> None:
         plan = self._plan(query)
         for state in plan.shadow:
@@ -188,6 +222,8 @@ class LLMRouter:
             self._start_shadow(query, state, result)
         if plan.together:
             await self._together(query, plan, result, known)
+        elif plan.paired:
+            await self._paired(query, plan, result, known)
         else:
             await self._in_turn(query, plan, result, known)
         if self.node.mode is Mode.observe:
@@ -207,7 +243,7 @@ class LLMRouter:
         # A fixed model has no other in its place: it is waited for.
         fixed = serving if node.model is None else arms
         if node.mode is Mode.enforce:
-            return self.policy.plan(query, fixed if node.form is Form.direct else serving)
+            return self._certified_plan(query, fixed if node.form is Form.direct else serving)
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
@@ -216,6 +252,21 @@ class LLMRouter:
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
         return today
+
+    def _certified_plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
+        """The policy's plan, paired with the strongest now and then; the strongest alone where it must be."""
+        certificate = self.certificate
+        plan = self.policy.plan(query, arms)
+        if certificate is None or not self.node.certify or arms[0] is not self.stats.arms[0]:
+            return plan
+        if certificate.serves(plan.arms[0].key):
+            self._announce(certificate.decision(self.node.id))
+        if query.stream is None and certificate.draw():
+            plan.paired = True
+        elif certificate.status is Certified.not_met and self.node.budget is None:
+            # Where a budget is set too, it wins.
+            plan = Plan(arms)
+        return plan
 
     def _within_spent_budget(self, arms: Sequence[ArmState]) -> list[ArmState]:
         """What costs nothing goes on when the budget is spent; the rest has to stop."""
@@ -236,25 +287,71 @@ class LLMRouter:
             )
         return free
 
+    async def _paired(self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]) -> None:
+        """Ask as planned and the strongest too; where they differ, a coin says whose answer is served."""
+        certificate, strongest = self.certificate, self.stats.arms[0]
+        assert certificate is not None
+        beside: asyncio.Task[tuple[Any, Attempt]] | None = None
+        if not plan.watched and plan.arms[0] is not strongest:
+            ask = self._ask(query, strongest, result, known, propensity=None, patient=False)
+            beside = asyncio.get_running_loop().create_task(ask)
+        try:
+            await self._in_turn(query, plan, result, known)
+            assert result.arm is not None
+            own = result.arm.key
+            differ = False
+            if own != strongest.key:
+                try:
+                    value, attempt = await (
+                        beside or self._ask(query, strongest, result, known, propensity=None, patient=False)
+                    )
+                except CallError:
+                    return  # the node's own answer is there, and this call is no pair
+                differ = not self._same(result.value, value)
+                if differ and certificate.coin():
+                    self._settle(result, value, attempt)
+            served = result.arm.key
+            certificate.paired(query.call_id, served, differ=differ, strongest=served == strongest.key)
+        finally:
+            if beside is not None:
+                beside.cancel()
+                await asyncio.gather(beside, return_exceptions=True)
+
     async def _in_turn(self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]) -> None:
-        errors: list[CallError] = []
-        last = plan.arms[-1]
-        for state in plan.arms:
-            propensity = plan.propensity if not errors else None
+        errors: list[tuple[ArmState, CallError]] = []
+        answer: tuple[Any, Attempt] | None = None
+        left = list(plan.arms)
+        while left:
+            state = left.pop(0)
             try:
                 value, attempt = await self._ask(
-                    query, state, result, known, propensity=propensity, patient=state is last
+                    query,
+                    state,
+                    result,
+                    known,
+                    propensity=None if errors else plan.propensity,
+                    patient=not left and answer is None,
                 )
             except CallError as error:
-                errors.append(error)
+                errors.append((state, error))
+                if answer is not None:
+                    break  # the answer that was doubted is better than none
                 continue
-            self._settle(result, value, attempt)
+            answer = value, attempt
+            if not (plan.watched and left and isinstance(self.policy, Watching)):
+                break
+            further = self.policy.escalate(query, plan, state, attempt, value)
+            if further is None:
+                break
+            del left[: left.index(further)]
+        if answer is not None:
+            self._settle(result, *answer)
             return
         if len(errors) == 1:
-            raise errors[0]
-        raise type(errors[-1])(
+            raise errors[0][1]
+        raise type(errors[-1][1])(
             f"node '{self.node.id}': none of {len(errors)} models could answer: "
-            + "; ".join(f"{s.key}: {e}" for s, e in zip(plan.arms, errors, strict=True))
+            + "; ".join(f"{s.key}: {e}" for s, e in errors)
         )
 
     async def _together(
@@ -360,8 +457,7 @@ class LLMRouter:
 
     def _count(self, state: ArmState, score: float, weight: float, kind: FeedbackKind) -> None:
         self.stats.learn(state, score, weight)
-        if kind not in (FeedbackKind.validation, FeedbackKind.agreement):
-            # Those two are about answers that were not used, or say nothing of being right.
+        if kind not in _UNUSED:
             self.stats.served_scores += weight * score
             self.stats.served_scored += weight
 

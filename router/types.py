@@ -171,6 +171,8 @@ class NodeSpec:
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: float = 0.99
     """Least quality, as a share of the strongest model's."""
+    certify: float = 0.0
+    """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     budget: float | None = None
     """Dollars for this run."""
     latency: float | None = None
@@ -223,7 +225,7 @@ class Attempt:
     usage: Usage = field(default_factory=Usage)
     cost_usd: float = 0.0
     propensity: float | None = None
-    """The probability with which the policy chose this arm."""
+    """The probability with which the policy chose this arm, and where it looked at the answer, served it."""
     error: str | None = None
     """Class and message of what went wrong, an invalid answer included."""
     invalid: bool = False
@@ -234,6 +236,8 @@ class Attempt:
     reused: bool = False
     """Answered from a recording: nothing was paid now. The cost of an answer of another run is what it
     would have been; of this run's own it is 0, for it was counted when it was made."""
+    logprob: float | None = None
+    """Mean log-probability of the answer's tokens, where the server gives them."""
 
 
 @dataclass(frozen=True, slots=True)

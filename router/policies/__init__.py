@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from chainwax.router.policies.adaptive import Adaptive
-from chainwax.router.policies.base import Plan, Policy, PolicyMaker
+from chainwax.router.policies.base import Plan, Policy, PolicyMaker, Watching
 from chainwax.router.policies.direct import Direct
 from chainwax.router.policies.parallel import Parallel
 from chainwax.router.policies.switched import Switched
 from chainwax.router.types import Form
 
-__all__ = ["POLICIES", "Adaptive", "Direct", "Parallel", "Plan", "Policy", "PolicyMaker", "Switched"]
+__all__ = [
+    "POLICIES",
+    "Adaptive",
+    "Direct",
+    "Parallel",
+    "Plan",
+    "Policy",
+    "PolicyMaker",
+    "Switched",
+    "Watching",
+]
 
 POLICIES: dict[Form, PolicyMaker] = {
     Form.direct: Direct,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.stats import ArmState, NodeStats
-from chainwax.router.types import NodeSpec, Query
+from chainwax.router.types import Attempt, Feedback, NodeSpec, Query
 
-__all__ = ["Plan", "Policy"]
+__all__ = ["Plan", "Policy", "Watching"]
 
 
 @dataclass(slots=True)
@@ -29,6 +29,10 @@ class Plan:
     together: bool = False
     shadow: Sequence[ArmState] = ()
     """Asked too, to learn from; never answered with."""
+    watched: bool = False
+    """The policy's ``escalate`` looks at each answer before it is served."""
+    paired: bool = False
+    """The strongest is asked too, and a coin may serve its answer: for the node's certificate."""
 
 
 class Policy(Protocol):
@@ -47,6 +51,25 @@ class Policy(Protocol):
 
     def choice(self) -> str | None:
         """Key of the arm that the node is most likely to use now; None where there is none yet."""
+        ...
+
+
+@runtime_checkable
+class Watching(Policy, Protocol):
+    """A policy that looks at an answer before it is served, and learns call by call."""
+
+    def escalate(
+        self, query: Query, plan: Plan, state: ArmState, attempt: Attempt, value: Any
+    ) -> ArmState | None:
+        """An arm of the plan answered validly: whom to ask next, or None to serve the answer.
+
+        Called where the plan is ``watched`` and arms are left. It may set ``attempt.propensity`` and the
+        plan's to the chances of what it decided.
+        """
+        ...
+
+    def learn(self, feedback: Feedback, earlier: float | None) -> None:
+        """A score of a used answer has come; ``earlier`` is what the same source said before."""
         ...
 
 

@@ -1,28 +1,318 @@
-"""``switched``: ask the cheap one first, and escalate when its answer does not pass validation."""
+"""``switched``: ask a cheap model, look at its answer, and ask a dearer one where that pays.
+
+The arms up to the strongest, cheapest first, are a chain. For each of them an online logistic regression
+guesses from prompt and answer what the answer will be scored; another guesses from the prompt alone what
+the arm's answer would be. An answer is served where the guess of its score, drawn from the posterior
+(Thompson 1933), is worth more than going on:
+
+    price · guess  ≥  price · (guess for the strongest) − cost of asking it
+
+``price`` is what one point of quality is worth in dollars. Nobody states it: it rises while the expected
+scores of what is served fall short of ``target`` times the strongest's, and falls while they are above
+(dual ascent), so that it settles where the target is kept at the least cost. An arm whose answers have
+lately not saved what they cost is left out, but for a small share of the calls.
+"""
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from chainwax.router.learning.answers import (
+    ANSWER,
+    PROMPT,
+    Standard,
+    answer_features,
+    prompt_features,
+    prompt_text,
+)
+from chainwax.router.learning.logistic import Logistic, logit, sigmoid
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
-from chainwax.router.types import NodeSpec, Query
+from chainwax.router.types import Attempt, Feedback, NodeSpec, Query, Tier
 
 __all__ = ["Switched"]
 
+_QUALITY = {Tier.strongest: 0.9, Tier.standard: 0.67, Tier.local: 0.5, Tier.custom: 0.5}
+"""What an arm's answers are guessed to be worth before the first score."""
+_TRIED = 0.05
+"""Share of the calls at which another arm is asked first than the one that is best to ask first."""
+_CHARGE = 0.1
+"""What trying a dearer arm may cost, as a share of what the call costs without."""
+_LEAST = 0.005
+"""What tries may lose where the target leaves nothing, as a share of the strongest's quality."""
+_STEP = (0.1, 0.01)
+"""How quickly the price of quality moves, at first (then as one over the root of the calls) and at last."""
+_RECENT = 0.02
+"""Weight of the last score in what is known of lately."""
+_KEPT = 128
+"""Guesses that are kept of each arm, to reckon what asking it is worth at today's price of quality."""
+_ENOUGH = 20
+"""Guesses, or scores, from which on they are trusted."""
+_REMEMBERED = 10_000
+"""Calls whose scores are waited for."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One call: what was seen of it, until its score comes."""
+
+    text: str
+    prompt: NDArray[np.float64]
+    chain: Sequence[ArmState]
+    """The arms that were there, cheapest first, the strongest last."""
+    answers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    said: str | None = None
+    """The answer before."""
+    cost: float = 0.0
+    served: str = ""
+    expected: float = 0.0
+    """Of the served answer's score."""
+    best: float = 1.0
+    """Expected score of the strongest's."""
+    total: float = 0.0
+    scores: int = 0
+
+
+class _Lately:
+    """What the last answers of an arm changed in the guess of their scores: numbers in [−1, 1]."""
+
+    def __init__(self) -> None:
+        self.shifts: NDArray[np.float64] = np.zeros(_KEPT)
+        self.n = 0
+
+    def add(self, shift: float) -> None:
+        self.shifts[self.n % _KEPT] = shift
+        self.n += 1
+
+    def saved(self, serving: float, price: float, onward: float) -> float:
+        """Dollars that an answer is expected to save, where the better of serving and going on is done.
+
+        ``serving`` is what serving saves by the guess from the prompt, ``onward`` what going on saves.
+        """
+        return float(np.maximum(serving + price * self.shifts[: min(self.n, _KEPT)], onward).mean())
+
+
+class _Link:
+    """What is known of one arm in the chain."""
+
+    def __init__(self, state: ArmState) -> None:
+        quality = _QUALITY[state.instance.tier]
+        self.by_prompt = Logistic(len(PROMPT), quality)
+        """Of the strongest it learns scores; of others the guesses from the answers, served or not."""
+        self.by_answer = Logistic(len(PROMPT) + len(ANSWER), quality)
+        self.standard = Standard(len(ANSWER))
+        self.first = _Lately()
+        self.after = _Lately()
+        """Where a cheaper arm was asked before."""
+        self.off = 0.0
+        """Lately: score less guess of the answers that were served; mean."""
+
 
 class Switched:
-    """Cheapest first, then dearer ones up to the strongest."""
+    """The cheap model's answer where it will do, else the next one's."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
         self.node = node
         self._stats = stats
+        self._random = random.Random(seed)
+        self._links: dict[str, _Link] = {}
+        self._standard = Standard(len(PROMPT))
+        # In costs of the strongest. At first an answer is served where what it may lose is what the target
+        # leaves.
+        self._price = 1.0 / max((1.0 - node.target) * _QUALITY[Tier.strongest], 0.005)
+        self._calls: dict[str, _Asked] = {}
+        self._plans = 0
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
-        """All arms in order of cost."""
-        return Plan(self._stats.by_cost(arms))
+        """The chain from the arm that is best to ask first, then the rest for the case that those fail."""
+        cheapest_first = self._stats.by_cost(arms)
+        chain = cheapest_first[: cheapest_first.index(arms[0]) + 1]
+        if len(chain) == 1:
+            return Plan((arms[0], *(s for s in cheapest_first if s is not arms[0])))
+        text = prompt_text(query.messages)
+        asked = _Asked(text, np.concatenate(([1.0], self._standard.take(prompt_features(text)))), chain)
+        asked.best = self._guess(arms[0], asked)
+        if len(self._calls) >= _REMEMBERED:
+            del self._calls[next(iter(self._calls))]
+        self._calls[query.call_id] = asked
+        first, chance = self._first(asked)
+        if first == len(chain) - 1:
+            self._serve(asked, arms[0], asked.best)
+        ordered = [*chain[first:], *cheapest_first[len(chain) :], *chain[:first]]
+        return Plan(ordered, chance, watched=True)
 
     def choice(self) -> str | None:
         """The arm that answered most."""
         used = max(self._stats.arms, key=lambda s: s.used)
         return used.key if used.used else None
+
+    def escalate(
+        self, query: Query, plan: Plan, state: ArmState, attempt: Attempt, value: Any
+    ) -> ArmState | None:
+        """The next arm that is worth asking, where going on is worth more than the answer."""
+        asked = self._calls.get(query.call_id)
+        if asked is None or state not in asked.chain[:-1]:
+            return None
+        here, strongest, link = asked.chain.index(state), asked.chain[-1], self._link(state)
+        features = self._features(asked, link, attempt)
+        asked.answers[state.key] = features
+        mean, deviation = link.by_answer.predict(features)
+        if link.by_answer.n < _ENOUGH:
+            # Of a model of which little is known nothing better is thought than the tiers' order says.
+            usual = _QUALITY[state.instance.tier] / _QUALITY[Tier.strongest]
+            mean = min(mean, logit(usual * asked.best))
+        guess = min(max(sigmoid(mean) + link.off, 0.0), 1.0)
+        (link.first if asked.said is None else link.after).add(guess - self._guess(state, asked))
+        link.by_prompt.learn(asked.prompt, guess)
+        asked.said = attempt.text
+        asked.cost += attempt.cost_usd
+        cost = self._stats.mean_cost(strongest)
+        price = self._priced(cost)
+        further, onward = self._onward(asked, here, price)
+        # Serving saves the strongest's cost, and loses what the answer falls short of it.
+        worth = asked.best - (cost - onward) / price
+        stay = self._chance(mean, deviation, worth - link.off, asked.cost, cost)
+        if guess < worth:
+            # Serving it would be a try: all that tries lose together is what the target leaves.
+            slack = max(1.0 - self.node.target, _LEAST) * asked.best
+            stay = min(stay, slack / max(asked.best - guess, slack))
+        if self._random.random() < stay:
+            attempt.propensity = plan.propensity * stay
+            self._serve(asked, state, guess)
+            return None
+        plan.propensity *= 1.0 - stay
+        if further == len(asked.chain) - 1:
+            self._serve(asked, strongest, asked.best)
+        return asked.chain[further]
+
+    def learn(self, feedback: Feedback, earlier: float | None) -> None:
+        """Move the guesses for the arm that was served, and what is known of their bias."""
+        asked = self._calls.get(feedback.call_id)
+        state = self._stats.by_key.get(feedback.arm)
+        if asked is None or state is None:
+            return
+        link = self._link(state)
+        features = asked.answers.get(state.key)
+        before = asked.total / asked.scores if asked.scores else None
+        if earlier is None or before is None:
+            asked.total += feedback.score
+            asked.scores += 1
+        else:
+            asked.total += feedback.score - earlier
+        after = asked.total / asked.scores
+        model, seen = (link.by_prompt, asked.prompt) if features is None else (link.by_answer, features)
+        if before is None:
+            if features is not None and asked.served == state.key:
+                # By today's guess: what was not known when it was served is learned, and no bias.
+                link.off += _RECENT * (after - sigmoid(model.predict(seen)[0]) - link.off)
+            model.learn(seen, after)
+        else:
+            model.revise(seen, after - before)
+        if before is None and asked.served == state.key:
+            # What was expected has moved the price already; the score puts it right.
+            self._move((asked.expected - after) / max(asked.best, 0.05))
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _link(self, state: ArmState) -> _Link:
+        link = self._links.get(state.key)
+        if link is None:
+            link = self._links[state.key] = _Link(state)
+        return link
+
+    def _guess(self, state: ArmState, asked: _Asked) -> float:
+        """The score that an arm's answer is expected to get, from the prompt alone."""
+        return sigmoid(self._link(state).by_prompt.predict(asked.prompt)[0])
+
+    def _features(self, asked: _Asked, link: _Link, attempt: Attempt) -> NDArray[np.float64]:
+        most = self.node.params.max_tokens
+        raw = answer_features(
+            asked.text,
+            attempt.text or "",
+            logprob=attempt.logprob,
+            before=asked.said,
+            cut=most is not None and attempt.usage.output >= most,
+        )
+        return np.concatenate((asked.prompt, link.standard.take(raw)))
+
+    def _saved(self, asked: _Asked, index: int, price: float, lately: _Lately, onward: float) -> float:
+        """Dollars that asking an arm is expected to save against the strongest alone."""
+        state, strongest = asked.chain[index], asked.chain[-1]
+        serving = self._stats.mean_cost(strongest) - price * (asked.best - self._guess(state, asked))
+        return lately.saved(serving, price, onward) - self._stats.mean_cost(state)
+
+    def _onward(self, asked: _Asked, here: int, price: float) -> tuple[int, float]:
+        """Whom to ask after ``chain[here]``, and the dollars that this saves against the strongest alone."""
+        best, saves = len(asked.chain) - 1, 0.0
+        for index in range(best - 1, here, -1):
+            lately = self._link(asked.chain[index]).after
+            if lately.n < _ENOUGH:
+                # Nothing is known of it as the second yet: it is tried now and then.
+                saved = saves + 1e-12 if self._random.random() < _TRIED else 0.0
+            else:
+                saved = self._saved(asked, index, price, lately, saves)
+            if saved > saves:
+                best, saves = index, saved
+        return best, saves
+
+    def _first(self, asked: _Asked) -> tuple[int, float]:
+        """Whom to ask first, and the chance of that choice."""
+        chain, last = asked.chain, len(asked.chain) - 1
+        self._plans += 1
+        cost = self._stats.mean_cost(chain[-1])
+        price = self._priced(cost)
+        best, saves = last, 0.0
+        for index, state in enumerate(chain[:-1]):
+            lately = self._link(state).first
+            if lately.n < _ENOUGH:
+                return index, 1.0
+            saved = self._saved(asked, index, price, lately, self._onward(asked, index, price)[1])
+            if saved > saves:
+                best, saves = index, saved
+        chances = [0.0] * (last + 1)
+        for index in range(last):
+            if index != best:
+                # What little is known of is tried more: to be asked first costs little, and serves nobody.
+                known = self._link(chain[index]).by_answer.n
+                chances[index] = max(_TRIED, 0.5 * _ENOUGH / (_ENOUGH + known)) / last
+        if best != last:
+            charge = _CHARGE * self._stats.mean_cost(chain[best]) / cost if cost > 0 else 1.0
+            chances[last] = min(_TRIED, charge)
+        chances[best] = 1.0 - sum(chances)
+        drawn = self._random.choices(range(last + 1), chances)[0]
+        return drawn, chances[drawn]
+
+    def _priced(self, cost: float) -> float:
+        """Dollars for a point of quality where the strongest costs ``cost``; never 0."""
+        return self._price * max(cost, 1e-9)
+
+    def _chance(self, mean: float, deviation: float, worth: float, paid: float, cost: float) -> float:
+        """The probability of serving: that the score's odds, as far as is known, are above ``worth``."""
+        bar = logit(worth)
+        if worth <= 0.0:
+            stay = 1.0
+        elif worth >= 1.0:
+            stay = 0.0
+        else:
+            stay = 0.5 * math.erfc((bar - mean) / (deviation * math.sqrt(2.0) + 1e-12))
+        least = min(_TRIED, 1.0 - self.node.target) / 2.0
+        most = 1.0 - min(_TRIED, _CHARGE * paid / cost if cost > 0 else 1.0)
+        return min(max(stay, least), most)
+
+    def _serve(self, asked: _Asked, state: ArmState, expected: float) -> None:
+        """An answer is served: where it is expected to fall short of the target, quality gets dearer."""
+        asked.served, asked.expected = state.key, expected
+        self._move((self.node.target * asked.best - expected) / max(asked.best, 0.05))
+
+    def _move(self, by: float) -> None:
+        """Make quality dearer, where the answers fall short ``by`` that share of the strongest's quality."""
+        # Where the target leaves little, little is much.
+        by *= max(_STEP[0] / math.sqrt(1.0 + self._plans / 10), _STEP[1]) / (1.05 - self.node.target)
+        self._price = min(max(self._price * math.exp(by), 1e-4), 1000.0)

@@ -483,9 +483,10 @@ def test_what_was_paid_for_a_call_that_is_cancelled_is_not_paid_again(tmp_path):
 
 
 def test_snapshots_are_added_up():
-    def of(calls, choice):
+    def of(calls, choice, known="met"):
         return {
             "run": "r",
+            "certified": {"f": {"status": known}},
             "time": 1.0,
             "models": {"m": {"tier": "local", "limit": 2, "uptime": {"seconds": 9.0, "attempts": calls}}},
             "interfaces": {
@@ -499,12 +500,13 @@ def test_snapshots_are_added_up():
                         "quality": 1.0 if choice == "c" else 0.0,
                         "scores": calls,
                         "arms": {"a": {"used": calls, "tier": "local"}},
+                        "certificate": {"status": known},
                     },
                 }
             },
         }
 
-    together = merged([of(1, "a"), of(5, "c"), of(2, "a")])
+    together = merged([of(1, "a", "not yet known"), of(5, "c"), of(2, "a")])
     node = together["interfaces"]["n"]
     assert together["models"]["m"] == {
         "tier": "local",
@@ -512,6 +514,8 @@ def test_snapshots_are_added_up():
         "uptime": {"seconds": 9.0, "attempts": 8},
     }
     assert node["uptime"] == {"seconds": 9.0, "finished": 8, "choices": {"c": 5, "b": 3, "a": 3}}
+    # A target is met where each process has found so.
+    assert node["router"].pop("certificate") == together["certified"]["f"] == {"status": "not yet known"}
     low, high = wilson(5, 8)
     assert node["router"] == {
         "calls": 8,

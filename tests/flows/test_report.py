@@ -31,15 +31,23 @@ COSTS = {"big": 0.01, "mid": 0.002, "tiny": 0.0}
 
 
 def router(choice="tiny", mode="enforce", **more):
-    arms = {name: {"simulated": name == "big"} for name in COSTS}
     return {
-        "router": {"target": 0.99, "choice": choice, "mode": mode, "call_usd": COSTS, "arms": arms, **more}
+        "router": {
+            "target": 0.99,
+            "choice": choice,
+            "mode": mode,
+            "call_usd": COSTS,
+            "arms": {name: {"simulated": name == "big"} for name in COSTS},
+            "certificate": {"status": "not yet known"},
+            **more,
+        }
     }
 
 
 def report(**changes):
     snapshot = {
         "run": "abc123",
+        "certified": {"support": {"status": "not met"}},
         "interfaces": {
             "team": router(),
             "draft": router(

@@ -170,7 +170,9 @@ def test_switched_escalates_when_an_answer_is_invalid(make: Make) -> None:
     small = TestModel({"easy": "yes", "hard": "er …"})
     middle, strong = TestModel({"hard": "perhaps"}), TestModel("no")
     manager = make(strong=strong, middle=middle, small=small)
-    easy, hard = ask(manager.register(spec(form=Form.switched, answer=answer)), ["easy", "hard"])
+    # With so low a target what is guessed of the small model is enough: it is asked first, and served.
+    node = manager.register(spec(form=Form.switched, answer=answer, target=0.1))
+    easy, hard = ask(node, ["easy", "hard"])
     assert (easy.value, easy.arm.model if easy.arm else None) == ("yes", "small")
     assert (hard.value, hard.arm.model if hard.arm else None) == ("no", "strong")
     assert [(a.arm.model, a.invalid) for a in hard.attempts] == [
@@ -183,6 +185,18 @@ def test_switched_escalates_when_an_answer_is_invalid(make: Make) -> None:
     arms = manager.snapshot()["interfaces"]["node"]["router"]["arms"]
     assert arms["small"]["invalid"] == 1
     assert arms["small"]["score"] == 0.0  # a failed validation counts against its arm
+
+
+def test_switched_goes_on_from_a_doubtful_answer_and_keeps_it_where_nobody_else_can(make: Make) -> None:
+    small, strong = TestModel("maybe"), TestModel(["sure", BackendDown("gone")])
+    manager = make(strong=strong, small=small, models={"strong": {"retries": 0}})
+    node = manager.register(spec(form=Form.switched, target=1.0))
+    served, kept = (ask(node, [text])[0] for text in ("a", "b"))
+    assert (served.value, served.arm.model if served.arm else None) == ("sure", "strong")
+    assert [a.arm.model for a in served.attempts] == ["small", "strong"]
+    assert served.cost_usd == pytest.approx(sum(a.cost_usd for a in served.attempts))
+    assert (kept.value, kept.arm.model if kept.arm else None) == ("maybe", "small")
+    assert all(0 < (a.propensity or 0) <= 1 for a in served.attempts)
 
 
 def test_parallel_answers_with_the_strongest_and_learns_who_agrees(make: Make) -> None:
@@ -457,7 +471,7 @@ def test_a_later_run_starts_from_what_was_learned(make: Make, tmp_path: Path) ->
 
 def test_a_resumed_run_pays_nothing_twice(make: Make, tmp_path: Path) -> None:
     first = make(tmp_path / "r.db", strong=TestModel("one"), small=TestModel("bad"))
-    options: dict[str, Any] = {"form": Form.switched, "answer": FreeText(lambda t: t != "bad")}
+    options: dict[str, Any] = {"form": Form.switched, "answer": FreeText(lambda t: t != "bad"), "target": 0.1}
     before = ask(first.register(spec(**options)), ["a", "b"])
     assert [len(r.attempts) for r in before] == [2, 2]
     first.close()
