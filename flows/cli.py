@@ -6,6 +6,7 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +32,7 @@ from chainwax.flows.options import (
     make_console,
     print_json,
 )
+from chainwax.flows.place import placed
 from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
 from chainwax.flows.report import print_report
@@ -59,9 +61,25 @@ _State = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on.")
 ]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")]
-_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")]
+_Workers = Annotated[int, typer.Option("--workers", "-w", min=1, metavar="N", help="Worker threads.")]
 _Processes = Annotated[
     int, typer.Option(min=1, metavar="N", help="Processes; one that dies is started again. Needs --state.")
+]
+_ProcessId = Annotated[
+    int | None,
+    typer.Option(
+        "--process-id", "-i", min=0, envvar="BYTEWAX_PROCESS_ID", help="Which process, from 0. Needs --state."
+    ),
+]
+_Addresses = Annotated[
+    str | None,
+    typer.Option(
+        "--addresses",
+        "-a",
+        metavar="HOST:PORT;…",
+        envvar="BYTEWAX_ADDRESSES",
+        help="Of all processes, on whatever machines, in order.",
+    ),
 ]
 _RunId = Annotated[str | None, typer.Option(metavar="ID", help="The new run's id.")]
 _Letters = Annotated[
@@ -85,6 +103,8 @@ def run_command(
     fresh: _Fresh = False,
     workers: _Workers = 1,
     processes: _Processes = 1,
+    process_id: _ProcessId = None,
+    addresses: _Addresses = None,
     run_id: _RunId = None,
     dead_letters: _Letters = None,
     plot: _Plot = None,
@@ -109,7 +129,10 @@ def run_command(
         config_file=config_name(config),
         debug=debug,
     )
-    _run(job, plot, as_json, Command(flow, config, processes))
+    place = placed(process_id, addresses, os.environ)
+    if place is not None and processes > 1:
+        raise ConfigError("--processes is for one machine, -i and -a for several: give one of them")
+    _run(job, plot, as_json, Command(flow, config, processes, place))
 
 
 @app.command("replay")
@@ -318,7 +341,7 @@ def _run(job: Job, plot: Path | None, as_json: bool, command: Command | None = N
     uris = [uri for uri in (*job.sinks.values(), job.dead_letters) if isinstance(uri, str)]
     to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in uris)
     live = err.is_terminal and not (to_stdout and sys.stdout.isatty())
-    if command is not None and command.processes > 1:
+    if command is not None and (command.processes > 1 or command.place is not None):
         outcome = run_cluster(job, command, err, live=live)
     else:
         outcome = run_job(job, err, live=live)

@@ -2,7 +2,8 @@
 
 It reads what it is to do from standard input: a line of JSON, and, once all others are ready too, a second
 line. The end of standard input is the end of whoever started it, and it ends too. It tells how it gets on in
-lines of JSON on the file descriptor that is its argument.
+lines of JSON on the file descriptor that is its first argument; the second, where it is given, is its end of
+a :mod:`~chainwax.flows.relay`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from chainwax.flows.job import Job, Member
 from chainwax.flows.load import load_flow
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import counted
+from chainwax.flows.relay import RelayLine
 from chainwax.flows.runner import run_member
 from chainwax.flows.tally import Tally
 from chainwax.router import ChainwaxError, LLMManager, load_settings
@@ -57,7 +59,7 @@ class Orders:
     index: int
     addresses: Sequence[str]
 
-    def job(self, stop: StopSwitch) -> Job:
+    def job(self, stop: StopSwitch, line: RelayLine | None) -> Job:
         """The same as a job. Raises :class:`ConfigError`."""
         return Job(
             flow=load_flow(self.flow),
@@ -72,7 +74,7 @@ class Orders:
             config_file=self.config_file,
             debug=self.debug,
             stop=stop,
-            member=Member(Share(self.index, len(self.addresses)), self.addresses, Path(self.store)),
+            member=Member(Share(self.index, len(self.addresses)), self.addresses, Path(self.store), line),
         )
 
     def line(self) -> str:
@@ -179,17 +181,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     link = _Link(out)
     logging.getLogger().addHandler(_Handler(link))
+    line = RelayLine(int(sys.argv[2])) if sys.argv[2] else None
     orders = Orders(**json.loads(sys.stdin.readline()))
     with nullcontext() if orders.debug else without_panics(to_the_end=True):
-        code = _obey(orders, link, stop)
+        code = _obey(orders, link, stop, line)
         sys.stdout.flush()
     # Threads of Bytewax that lost another process abort this one in its usual end.
     os._exit(code)
 
 
-def _obey(orders: Orders, link: _Link, stop: StopSwitch) -> int:
+def _obey(orders: Orders, link: _Link, stop: StopSwitch, line: RelayLine | None) -> int:
     try:
-        ended, snapshot = run_member(orders.job(stop), link.together)
+        ended, snapshot = run_member(orders.job(stop, line), link.together)
     except ChainwaxError as error:
         link.send(end={"failed": True, "gave_up": False, "errors": str(error).splitlines()})
         return 2

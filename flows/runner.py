@@ -19,20 +19,22 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from rich.console import Console
 
-from chainwax.connectors import open_bus
+from chainwax.connectors import open_bus, open_redis
 from chainwax.flows.job import Bound, Job, checked, state_of
 from chainwax.flows.load import user_frame
 from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted
+from chainwax.flows.relay import RelayBus, RelayLender
 from chainwax.flows.report import RunReport, make_report
 from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
 from chainwax.router import ChainwaxError, LLMManager, RecordingError
+from chainwax.router.feedback import FeedbackBus
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.totals import Letters, items_of, letters_of, totals
-from chainwax.router.share import ALL
+from chainwax.router.share import ALL, Lender, ResponseStore
 
 if TYPE_CHECKING:
     from typing import Self
@@ -139,8 +141,10 @@ def _compiled(
     job: Job, bound: Bound, tally: Tally, begin: Callable[[LLMManager], None]
 ) -> tuple[LLMManager, Dataflow]:
     share = ALL if job.member is None else job.member.share
-    bus = open_bus(job.settings.bus, job.flow.id)
-    manager = LLMManager(job.settings, bus=bus, backends=job.backends, share=share)
+    bus, lender, store = _shared(job)
+    manager = LLMManager(
+        job.settings, bus=bus, backends=job.backends, share=share, lender=lender, store=store
+    )
     try:
         begin(manager)
         dataflow = job.flow.compile(
@@ -156,6 +160,20 @@ def _compiled(
         manager.close(status="failed", drain=False)
         raise
     return manager, dataflow
+
+
+def _shared(job: Job) -> tuple[FeedbackBus, Lender | None, ResponseStore | None]:
+    """What this process shares with others, each of it by the widest way there is."""
+    settings = job.settings
+    line = None if job.member is None else job.member.line
+    bus: FeedbackBus
+    if line is not None and settings.bus.kind == "memory":
+        bus = RelayBus(line)
+    else:
+        bus = open_bus(settings.bus, job.flow.id)
+    if settings.redis.url is not None:
+        return bus, *open_redis(settings.redis)
+    return bus, None if line is None else RelayLender(line), None
 
 
 def _drive(

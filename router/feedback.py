@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.types import CallResult, Decision, Feedback, Query
 
-__all__ = ["FeedbackBus", "Learn", "LookUp", "SharedBus"]
+__all__ = ["FeedbackBus", "Learn", "LookUp", "RelayedBus", "SharedBus"]
 
 Learn = Callable[[Sequence[Feedback]], None]
 """Takes feedback into account; may be called from any thread, and returns at once."""
@@ -33,6 +33,15 @@ class FeedbackBus(Protocol):
 
     def close(self) -> None:
         """Deliver what is under way and stop."""
+        ...
+
+
+@runtime_checkable
+class RelayedBus(FeedbackBus, Protocol):
+    """A bus that several processes with one recording share, and that remembers nothing."""
+
+    def recall_to(self, recall: Learn) -> None:
+        """Have ``recall`` called with what the others said, and record."""
         ...
 
 

@@ -20,19 +20,21 @@ import uvloop
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
-from chainwax.router.errors import ConfigError, UnknownName
-from chainwax.router.feedback import FeedbackBus, SharedBus
+from chainwax.router.errors import ConfigError, RecordingError, UnknownName
+from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.prices import Prices
 from chainwax.router.prompt import Prompt
+from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
-from chainwax.router.share import ALL, Share
+from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
 __all__ = ["LLMManager", "default_manager", "get_model"]
@@ -49,9 +51,10 @@ _SETTLE_SECONDS = 30.0
 class LLMManager:
     """The runtime of the router.
 
-    ``backends`` replaces configured backends by name, for tests. ``share`` is this process's part of limits
-    and budgets, where several serve a run. A manager starts its loop when it is
-    first used, and is given back by :meth:`close` (or as a context manager).
+    ``backends`` replaces configured backends by name, for tests. Where several processes serve a run,
+    ``share`` says which of them this one is; ``lender`` lends it of the limits and budgets that are there
+    for all, else it has a fixed part of each; ``store`` keeps the answers where all find them. A manager
+    starts its loop when it is first used, and is given back by :meth:`close` (or as a context manager).
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class LLMManager:
         backends: Mapping[str, Backend] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         share: Share = ALL,
+        lender: Lender | None = None,
+        store: ResponseStore | None = None,
     ) -> None:
         self.share = share
         self.settings = settings if settings is not None else load_settings()
@@ -78,6 +83,11 @@ class LLMManager:
         """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
         self._shared = bus if isinstance(bus, SharedBus) else None
+        self.store = store
+        self.lost: str | None = None
+        """Why the run stops: what the processes share is gone for too long."""
+        self._lender = lender
+        self._spent_before: Mapping[str, float] = {}
         self.called: Callable[[str, Query, CallResult], None] | None = None
         """Where answered calls are told of, where the bus is one of many processes."""
         self._backends = dict(backends or {})
@@ -90,8 +100,22 @@ class LLMManager:
         for name, config in self.settings.models.items():
             if config.enabled:
                 self._add_instance(name, config)
+        self._commons: Commons | None = None
+        if lender is not None or any(instance.has_rate for instance in self.instances.values()):
+            self._commons = Commons(
+                lender or OwnHub(clock),
+                self.instances,
+                self._purses,
+                run_id=lambda: self.run_id,
+                part=1.0 if lender is not None else share.amount(1.0),
+                patience=self.settings.redis.patience_seconds,
+                lost=self._give_up,
+                clock=clock,
+            )
         if bus is not None:
             bus.subscribe(self._heard)
+        if isinstance(bus, RelayedBus):
+            bus.recall_to(self._recalled)
         if self._shared is not None:
             self.called = self._shared.called
             self._shared.look_up_with(self._look_up)
@@ -139,10 +163,18 @@ class LLMManager:
         if path is not None and isinstance(self.recording, NoRecording):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.recording = SqliteRecording(
-                path, clock=self.clock, on_error=log.error, content_keys=self.settings.run.content_keys
+                path,
+                clock=self.clock,
+                on_error=log.error,
+                content_keys=self.settings.run.content_keys,
+                also=self.store,
             )
+        if self.store is not None:
+            self.store.open_run(self.run_id)
         known = self.recording.open_run(self.run_id, flow, self._described())
         self.resumed = known or resume
+        if self.resumed:
+            self._spent_before = self.recording.spent(self.run_id)
         for interface in self.interfaces.values():
             self._remember(interface)
         for spec in nodes:
@@ -179,9 +211,15 @@ class LLMManager:
                 # What the bus delivered last is on its way through the loop.
                 self.run(asyncio.sleep(0))
         try:
-            self.recording.snapshot(self.run_id, self.snapshot())
-            self.recording.close_run(self.run_id, status)
-            self.recording.close()
+            try:
+                self.recording.snapshot(self.run_id, self.snapshot())
+                self.recording.close_run(self.run_id, status)
+                self.recording.close()
+            finally:
+                if self.store is not None:
+                    self.store.close()
+            if self.lost is not None:
+                raise RecordingError(self.lost)
         finally:
             if self._loop is not None and self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
@@ -241,16 +279,17 @@ class LLMManager:
                 # Each node, in each process, draws from a stream of its own, the same one for the same seed.
                 seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
             )
+            if node.budget is not None:
+                budget = node.budget if self._lender is not None else self.share.amount(node.budget)
+                router.purse = Purse(budget, self._spent_before.get(node.id, 0.0))
+                router.purse.refresh = self._commons.refresh if self._lender and self._commons else None
             interface = LLMInterface(self, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
             self._remember(interface)
             return interface
 
     def configured(self, spec: NodeSpec) -> NodeSpec:
-        """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's.
-
-        Its budget is this process's part.
-        """
+        """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's."""
         own = self.settings.nodes.get(spec.id, NodeConfig())
         common = self.settings.defaults
         changes: dict[str, Any] = {}
@@ -274,8 +313,6 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
-        budget = changes.get("budget", spec.budget)
-        changes["budget"] = None if budget is None else self.share.amount(budget)
         node = dataclasses.replace(spec, **changes)
         check_rules(node.rules, self._model_configs(), node=node.id)
         if node.model is not None and node.model not in self.instances:
@@ -313,7 +350,7 @@ class LLMManager:
                 name: {
                     "tier": instance.tier.value,
                     "simulated": instance.backend.simulated,
-                    "limit": instance.queue.limit,
+                    "limit": instance.slots or instance.queue.limit,
                     "in_flight": instance.queue.in_flight,
                     "waiting": len(instance.queue),
                     **instance.recorder.snapshot(),
@@ -338,7 +375,24 @@ class LLMManager:
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
         backend = self._backends.get(name) or make_backend(name, config)
-        self.instances[name] = LLMInstance(name, config, backend, price, self.clock, self.share)
+        self.instances[name] = LLMInstance(
+            name, config, backend, price, self.clock, self.share, lent=self._lender is not None
+        )
+
+    def _purses(self) -> dict[str, tuple[Purse, float]]:
+        routers = [(node, interface.router) for (_, node), interface in list(self.interfaces.items())]
+        return {node: (r.purse, r.stats.spent) for node, r in routers if r.purse is not None}
+
+    def _give_up(self, reason: str) -> None:
+        """Stop, to be resumed: whatever waits goes into the snapshot of its operator."""
+        if self.lost is None:
+            self.lost = reason
+            log.error("the run stops: %s", reason)
+        if self.on_fatal is not None:
+            self.on_fatal()
+            self.on_fatal = None
+        for interface in self.interfaces.values():
+            interface.cancel()
 
     def _model_configs(self) -> dict[str, ModelConfig]:
         return {name: instance.config for name, instance in self.instances.items()}
@@ -453,6 +507,8 @@ class LLMManager:
         self._thread = threading.Thread(target=serve, name="chainwax-router", daemon=True)
         self._thread.start()
         self._loop = loop
+        if self._commons is not None:
+            loop.call_soon_threadsafe(self._commons.start)
 
     async def _save_snapshots_task(self) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(self._save_snapshots())
@@ -478,6 +534,8 @@ class LLMManager:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
+        if self._commons is not None:
+            await self._commons.close()
         for instance in self.instances.values():
             await instance.close()
 

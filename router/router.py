@@ -18,6 +18,7 @@ from chainwax.router.errors import (
 )
 from chainwax.router.instance import LLMInstance
 from chainwax.router.policies import POLICIES, Plan, Policy
+from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
@@ -70,6 +71,7 @@ class LLMRouter:
         self._scores: dict[int, float] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
+        self.purse = None if node.budget is None else Purse(node.budget)
         self.observed = 0
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
@@ -164,6 +166,8 @@ class LLMRouter:
         return out
 
     async def _see_through(self, query: Query, result: CallResult, known: dict[str, Attempt]) -> None:
+        if self.purse is not None:
+            await self.purse.room(lambda: self.stats.spent)
         plan = self._plan(query)
         for state in plan.shadow:
             # Shadows never hold up the answer.
@@ -184,7 +188,7 @@ class LLMRouter:
         arms = serving or arms
         if not arms:
             raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
-        if self.node.budget is not None and self.stats.spent >= self.node.budget:
+        if self.purse is not None and not self.purse.left(self.stats.spent):
             arms = self._within_spent_budget(arms)
         if self.node.mode is Mode.enforce:
             return self.policy.plan(query, arms)
@@ -211,8 +215,8 @@ class LLMRouter:
             )
         if not free:
             raise BudgetSpent(
-                f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent "
-                f"(${self.stats.spent:.6f}), and no model that it may use is free"
+                f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent, and no model that it "
+                "may use is free"
             )
         return free
 

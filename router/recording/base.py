@@ -55,6 +55,10 @@ class Recording(Protocol):
         """What is recorded of calls: on a resumed run, what need not be asked again."""
         ...
 
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Dollars that a run has paid by now, by node."""
+        ...
+
     def find_content(self, keys: Sequence[str]) -> dict[str, Attempt]:
         """Answers of any run by content key."""
         ...
@@ -122,6 +126,10 @@ class NoRecording:
 
     def find(self, call_ids: Sequence[str]) -> dict[str, RecordedCall]:
         """Nothing is found."""
+        return {}
+
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Nothing is known."""
         return {}
 
     def find_content(self, keys: Sequence[str]) -> dict[str, Attempt]:

@@ -107,6 +107,15 @@ class RecordingReader:
                 found[row[-1]] = attempt_of(row[:-1])
         return found
 
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Dollars that a run has paid by now, by node."""
+        return dict(
+            self._all(
+                "SELECT node, total(cost_usd) FROM attempts WHERE run = ? AND reused = 0 GROUP BY 1",
+                (run_id,),
+            )
+        )
+
     def arm_of(self, call_id: str) -> tuple[str, str] | None:
         """The node and the arm's key of a call that was answered."""
         rows = self._all("SELECT node, arm FROM calls WHERE call_id = ? AND arm IS NOT NULL", (call_id,))
