@@ -536,6 +536,8 @@ class LLMManager:
         await self._drained()
         if self._commons is not None:
             await self._commons.close()
+        if self.store is not None:
+            await self.store.leave()
         for instance in self.instances.values():
             await instance.close()
 

@@ -94,6 +94,10 @@ class ResponseStore(Protocol):
         """What is there of these calls. On the router's loop. Raises :class:`Away`."""
         ...
 
+    async def leave(self) -> None:
+        """Nothing more is looked for. On the router's loop."""
+        ...
+
     def attempt(self, query: Query, attempt: Attempt) -> None:
         """Keep an attempt that does not end its call."""
         ...

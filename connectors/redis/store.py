@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _CALL = TypeAdapter(RecordedCall)
 _GROUP = 1000
 _RETRY_S = 0.5
-_CLOSE_S = 10.0
+_CLOSE_S = 5.0
 _FIND = 500
 
 _Row = tuple[Query, CallResult | Attempt, Callable[[], None] | None]
@@ -93,6 +93,12 @@ class RedisStore:
         except AWAY as error:
             raise Away(f"{self._servers.place} does not answer: {error}") from None
         return found
+
+    async def leave(self) -> None:
+        """Nothing more is looked for. On the loop that :meth:`find` was used on."""
+        client, self._loop_client = self._loop_client, None
+        if client is not None:
+            await client.aclose()
 
     def attempt(self, query: Query, attempt: Attempt) -> None:
         """Keep an attempt that does not end its call."""
