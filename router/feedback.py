@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.types import CallResult, Decision, Feedback, Query
@@ -62,6 +62,14 @@ class SharedBus(FeedbackBus, Protocol):
 
         Raises :class:`~chainwax.router.errors.ConfigError` where that cannot be read.
         """
+        ...
+
+    def stand(self, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have ``take`` called with where it stands, JSON-ready: after all that was handed over."""
+        ...
+
+    def go_on_from(self, where: Mapping[str, Any]) -> bool:
+        """Stand there again, before :meth:`catch_up`; False where that is not of the same topic."""
         ...
 
     def flush(self, timeout: float) -> bool:

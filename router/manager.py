@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import uvloop
 
+from chainwax.router import saved
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
@@ -96,7 +97,7 @@ class LLMManager:
         self._lock = threading.RLock()
         self._closed = False
         self._flow: str | None = None
-        self._snapshots: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         for name, config in self.settings.models.items():
             if config.enabled:
                 self._add_instance(name, config)
@@ -179,10 +180,13 @@ class LLMManager:
             self._remember(interface)
         for spec in nodes:
             self.register(spec)
+        tasks = [self._save_snapshots()]
         if self._shared is not None:
+            saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
             self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
-        self._snapshots = self.run(self._save_snapshots_task())
+            tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
+        self.loop.call_soon_threadsafe(self._begin_tasks, tasks)
         return self.resumed
 
     def ensure_run(self, flow: str) -> None:
@@ -210,6 +214,8 @@ class LLMManager:
             if self._loop is not None:
                 # What the bus delivered last is on its way through the loop.
                 self.run(asyncio.sleep(0))
+                if self._shared is not None and self._flow is not None:
+                    saved.keep(self, self._shared, self.recording, self._flow)
         try:
             try:
                 self.recording.snapshot(self.run_id, self.snapshot())
@@ -336,6 +342,21 @@ class LLMManager:
         self.recording.decision(decision)
         if self._bus is not None:
             self._bus.announce(decision)
+
+    def save_state(self) -> dict[str, Any]:
+        """What all routers have learned and where the bus stands, JSON-ready. Not on the router's own loop.
+
+        Over a bus that remembers, this is also kept in the recording every five minutes and at the end, and
+        :meth:`begin_run` takes it up, so that only what came later is read again.
+        """
+        return saved.save(self, self._shared)
+
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        """Give the registered nodes what :meth:`save_state` gave, before :meth:`begin_run`.
+
+        Whether it was of use: not where it is of another version, or where the bus has another topic now.
+        """
+        return saved.load(self, self._shared, state)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -472,21 +493,7 @@ class LLMManager:
         """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""
         if not self.settings.run.learn_from_recording or self._shared is not None:
             return
-        node = interface.node
-        for known in self.recording.fold(node.flow, node.id):
-            interface.router.learn(
-                Feedback(
-                    node.id,
-                    known.score,
-                    known.call_id,
-                    known.item_key,
-                    known.arm,
-                    known.metric,
-                    known.source,
-                    known.kind,
-                    known.time,
-                )
-            )
+        saved.fold(interface, self.recording)
 
     def _described(self) -> dict[str, Any]:
         described = self.settings.model_dump(mode="json", exclude_defaults=True)
@@ -510,8 +517,8 @@ class LLMManager:
         if self._commons is not None:
             loop.call_soon_threadsafe(self._commons.start)
 
-    async def _save_snapshots_task(self) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(self._save_snapshots())
+    def _begin_tasks(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        self._tasks = [asyncio.get_running_loop().create_task(one) for one in work]
 
     async def _save_snapshots(self) -> None:
         while True:
@@ -522,8 +529,8 @@ class LLMManager:
             self.recording.snapshot(self.run_id, self.snapshot())
 
     async def _shut_down(self, drain: bool | Literal["sent"]) -> None:
-        if self._snapshots is not None:
-            self._snapshots.cancel()
+        for task in self._tasks:
+            task.cancel()
         if drain == "sent":
             for instance in self.instances.values():
                 instance.queue.shut()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
@@ -32,6 +32,7 @@ from chainwax.router.types import (
     Mode,
     NodeSpec,
     Query,
+    identity,
 )
 
 __all__ = ["LLMRouter"]
@@ -110,15 +111,39 @@ class LLMRouter:
         if state is None:
             return
         if feedback.call_id:
-            identity = hash((feedback.call_id, feedback.arm, feedback.metric, feedback.source))
-            earlier = self._scores.pop(identity, None)
+            which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
+            earlier = self._scores.pop(which, None)
             if earlier is not None:
                 self._count(state, earlier, -1.0, feedback.kind)
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-            self._scores[identity] = feedback.score
+            self._scores[which] = feedback.score
         self._count(state, feedback.score, 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
+
+    def state(self) -> dict[str, Any]:
+        """What was learned from feedback, JSON-ready: all of it, to the last bit."""
+        stats = self.stats
+        return {
+            "arms": {
+                s.key: [float(stats.right[s.index]), float(stats.wrong[s.index]), s.scores, s.scored]
+                for s in stats.arms
+            },
+            "served": [stats.served_scores, stats.served_scored],
+            "said": list(self._scores.items()),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        stats = self.stats
+        for key, (right, wrong, scores, scored) in state["arms"].items():
+            arm = stats.by_key.get(key)
+            if arm is not None:
+                stats.right[arm.index], stats.wrong[arm.index] = right, wrong
+                arm.scores, arm.scored = scores, scored
+        stats.served_scores, stats.served_scored = state["served"]
+        stats.version += 1
+        self._scores = dict(state["said"])
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""

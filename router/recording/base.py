@@ -91,6 +91,14 @@ class Recording(Protocol):
         """The id of the call that a node made last about an item key."""
         ...
 
+    def keep_state(self, flow: str, state: str) -> None:
+        """Keep what the routers of a flow know, in place of what was kept before."""
+        ...
+
+    def kept_state(self, flow: str) -> str | None:
+        """What was kept last."""
+        ...
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was handed over is durable; False where it is not in ``timeout`` seconds."""
         ...
@@ -158,6 +166,13 @@ class NoRecording:
 
     def latest_call(self, node: str, item_key: str) -> str | None:
         """Nothing is known."""
+        return None
+
+    def keep_state(self, flow: str, state: str) -> None:
+        """Not kept."""
+
+    def kept_state(self, flow: str) -> str | None:
+        """Nothing was kept."""
         return None
 
     def flush(self, timeout: float | None = None) -> bool:

@@ -140,6 +140,11 @@ class RecordingReader:
         rows = self._all("SELECT value FROM meta WHERE key = ?", (f"snapshot:{run}",))
         return parse_json(rows[0][0]) if rows else None
 
+    def kept_state(self, flow: str) -> str | None:
+        """What the routers of a flow knew when it was kept last; None where it never was."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (f"state:{flow}",))
+        return rows[0][0] if rows else None
+
     def runs(self) -> list[RunInfo]:
         """All runs, oldest first."""
         rows = self._all("SELECT run, flow, config, started, ended, status FROM runs ORDER BY rowid", ())

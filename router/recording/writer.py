@@ -133,6 +133,10 @@ class SqliteRecording(RecordingReader):
         """Keep what the recorders of a run say now, for other processes to read; the last one stays."""
         self._put(Group.snapshot, (run_id, snapshot))
 
+    def keep_state(self, flow: str, state: str) -> None:
+        """Keep what the routers of a flow know, in place of what was kept before."""
+        self._put(Group.state, (flow, state))
+
     def attempt(self, query: Query, attempt: Attempt) -> None:
         """Record an attempt that does not end its call: escalated, parallel, shadow, failed."""
         self._put(Group.attempt, (self._run, query, attempt))
