@@ -28,6 +28,10 @@ class Purse:
         self._until = math.inf
         self._known = False
 
+    def spent(self, spent: float) -> float:
+        """Dollars of all, when this process has spent ``spent``."""
+        return self._elsewhere + spent
+
     def left(self, spent: float) -> float:
         """Dollars that are left, when this process has spent ``spent``; 0.0 when there are none."""
         left = self.budget - self._elsewhere - spent

@@ -214,7 +214,7 @@ class LLMRouter:
         if not arms:
             raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
         if self.purse is not None and not self.purse.left(self.stats.spent):
-            arms = self._within_spent_budget(arms)
+            arms = self._within_spent_budget(self.purse, arms)
         if self.node.mode is Mode.enforce:
             return self.policy.plan(query, arms)
         wished = self.policy.plan(query, arms)
@@ -226,7 +226,7 @@ class LLMRouter:
             today.shadow = (self._random.choice(others),)
         return today
 
-    def _within_spent_budget(self, arms: Sequence[ArmState]) -> list[ArmState]:
+    def _within_spent_budget(self, purse: Purse, arms: Sequence[ArmState]) -> list[ArmState]:
         """What costs nothing goes on when the budget is spent; the rest has to stop."""
         free = [s for s in arms if self.stats.mean_cost(s) == 0.0]
         if not self._budget_told:
@@ -240,8 +240,8 @@ class LLMRouter:
             )
         if not free:
             raise BudgetSpent(
-                f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent, and no model that it "
-                "may use is free"
+                f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent "
+                f"(${purse.spent(self.stats.spent):.6f}), and no model that it may use is free"
             )
         return free
 

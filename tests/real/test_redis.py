@@ -410,6 +410,13 @@ per_hour = 1
 """
             )
 
+    def stop(self, processes):
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 143, err
+
     def start(self, n, *more, addresses=None):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHAINWAX_", "BYTEWAX_"))}
         # What Bytewax itself reads works too.
@@ -474,11 +481,7 @@ def test_one_machine_goes_on_with_what_two_began(redis, tmp_path, server):
     machines = Machines(tmp_path, redis, server)
     processes = [machines.start(n) for n in range(2)]
     wait_for(lambda: sum(asked(server).values()) > 40, 60)
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 143, err
+    machines.stop(processes)
     before = asked(server)
     assert 0 < len(before) < 200
     for part in (tmp_path / "m1/state/recovery").glob("part-*"):
@@ -486,5 +489,21 @@ def test_one_machine_goes_on_with_what_two_began(redis, tmp_path, server):
     first = machines.addresses.split(",")[0]
     ((_, err),) = finished([machines.start(0, addresses=first)])
     assert "going on with run one" in err
+    assert sorted(machines.outputs()) == ALL
+    assert set(asked(server).values()) == {1}
+
+
+def test_a_machine_joins_a_run_that_another_began(redis, tmp_path, server):
+    machines = Machines(tmp_path, redis, server)
+    first = machines.start(0, addresses=machines.addresses.split(",")[0])
+    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    machines.stop([first])
+    assert 0 < len(asked(server)) < 200
+    state = tmp_path / "m1" / "state"
+    (state / "recovery").mkdir(parents=True)
+    known = json.loads((tmp_path / "m0/state/run.json").read_text())
+    known["bound"]["recording"] = str(tmp_path / "m1" / "chainwax.db")
+    (state / "run.json").write_text(json.dumps(known))
+    finished([machines.start(n) for n in range(2)])
     assert sorted(machines.outputs()) == ALL
     assert set(asked(server).values()) == {1}
