@@ -149,7 +149,7 @@ class RelayLender:
     def __init__(self, line: RelayLine) -> None:
         self._line = line
         self._replies: SimpleQueue[Future[Reply]] = SimpleQueue()
-        line.replied = lambda raw: self._replies.get().set_result(_REPLY.validate_json(raw))
+        line.replied = self._replied
 
     async def exchange(self, report: Report) -> Reply:
         """Tell and hear."""
@@ -158,13 +158,18 @@ class RelayLender:
         self._line.send(b"r" + _REPORT.dump_json(report))
         try:
             async with asyncio.timeout(_ANSWER_S):
-                # Replies come in the order of the reports: one that is given up must still be taken.
-                return await asyncio.shield(asyncio.wrap_future(answer))
+                return await asyncio.wrap_future(answer)
         except TimeoutError:
             raise Away("whoever watches over the processes does not answer") from None
 
     async def close(self) -> None:
         """The end of the process gives everything back."""
+
+    def _replied(self, raw: bytes) -> None:
+        # Replies come in the order of the reports: one that nobody waits for any more is taken too.
+        answer = self._replies.get()
+        if answer.set_running_or_notify_cancel():
+            answer.set_result(_REPLY.validate_json(raw))
 
 
 class RelayBus(InProcessBus):

@@ -199,6 +199,8 @@ def _drive(
         try:
             # One of several processes is started again at once: what is paid for is worth waiting for.
             drain: bool | Literal["sent"] = "sent" if ended.failed and job.member else not ended.failed
+            # Not all of it was read, whatever Bytewax thinks: it is to be resumed.
+            ended.failed = ended.failed or stopping.fatal
             manager.close(status=ended.status, drain=drain)
         except RecordingError as error:
             ended.errors.append(str(error))
@@ -234,11 +236,13 @@ class _Stopping:
 
     def __init__(self, job: Job, manager: LLMManager, teller: Teller) -> None:
         self.signal: int = 0
+        self.fatal = False
+        """Whether it stops because it must."""
         self._stop = job.stop
         self._manager = manager
         self._teller = teller
         self._before: dict[int, Any] = {}
-        manager.on_fatal = self._lost_rows
+        manager.on_fatal = self._cannot_go_on
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -249,9 +253,11 @@ class _Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _lost_rows(self) -> None:
+    def _cannot_go_on(self) -> None:
+        self.fatal = True
         self._stop.set()
-        self._teller.note("stopping: the recording cannot be written, and too much waits for it")
+        why = self._manager.lost or "the recording cannot be written, and too much waits for it"
+        self._teller.note(f"stopping: {why}")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:

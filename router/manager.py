@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import dataclasses
 import logging
 import math
@@ -12,7 +11,6 @@ import threading
 import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import uvloop
@@ -38,7 +36,7 @@ from chainwax.router.rules import allowed, check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
-__all__ = ["LLMManager", "default_manager", "get_model"]
+__all__ = ["LLMManager"]
 
 log = logging.getLogger("chainwax")
 T = TypeVar("T")
@@ -560,25 +558,3 @@ def _simulated_without_key(config: ModelConfig) -> ModelConfig:
     if config.simulate_without_key and config.key_env and not os.environ.get(config.key_env):
         return config.model_copy(update={"backend": "simulated"})
     return config
-
-
-_default: LLMManager | None = None
-_default_lock = threading.Lock()
-
-
-def default_manager(path: str | Path | None = None) -> LLMManager:
-    """The process's manager, made from ``chainwax.toml`` when it is first asked for."""
-    global _default
-    with _default_lock:
-        if _default is None or _default._closed:
-            _default = LLMManager(load_settings(path))
-            atexit.register(_default.close)  # nobody else knows when it is no longer wanted
-        return _default
-
-
-def get_model(model_type: str | Sequence[str] = "text", *, node: str = "") -> LLMInterface:
-    """An interface for a model type, from the process's manager.
-
-    >>> get_model("vision")  # doctest: +SKIP
-    """
-    return default_manager().get_model(model_type, node=node)

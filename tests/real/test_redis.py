@@ -452,7 +452,14 @@ ALL = sorted(f"t{n}" for n in range(200))
 
 
 def finished(processes, seconds=90):
-    ends = [process.communicate(timeout=seconds) for process in processes]
+    end = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        time.sleep(0.1)
+    hang = [process.poll() is None for process in processes]
+    for process in processes:
+        process.kill()
+    ends = [process.communicate() for process in processes]
+    assert not any(hang), (hang, [err for _, err in ends])
     for process, (_, err) in zip(processes, ends, strict=True):
         assert process.returncode == 0, err
     return ends
@@ -505,5 +512,25 @@ def test_a_machine_joins_a_run_that_another_began(redis, tmp_path, server):
     known["bound"]["recording"] = str(tmp_path / "m1" / "chainwax.db")
     (state / "run.json").write_text(json.dumps(known))
     finished([machines.start(n) for n in range(2)])
+    assert sorted(machines.outputs()) == ALL
+    assert set(asked(server).values()) == {1}
+
+
+def test_a_run_that_redis_left_stops_and_goes_on_when_it_is_back(redis, tmp_path, server):
+    machines = Machines(tmp_path, redis, server)
+    file = tmp_path / "m0" / "chainwax.toml"
+    file.write_text(file.read_text().replace("[redis]", "[redis]\npatience_seconds = 2\ntimeout = 0.5"))
+    alone = machines.addresses.split(",")[0]
+    process = machines.start(0, addresses=alone)
+    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    redis.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "nothing new is asked until it is back" in err
+    assert "away for 2 s" in err
+    assert "Traceback" not in err
+    assert 0 < len(asked(server)) < 200
+    redis.start()
+    finished([machines.start(0, addresses=alone)])
     assert sorted(machines.outputs()) == ALL
     assert set(asked(server).values()) == {1}
