@@ -85,8 +85,9 @@ class Orders:
 class _Link:
     """What is told to whoever started this process."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, *, quiet: bool) -> None:
         self._out = out
+        self._quiet = quiet
         self._manager: LLMManager | None = None
         self._ended = threading.Event()
 
@@ -116,7 +117,7 @@ class _Link:
         telling = threading.Thread(target=self._tell, args=(tally,), name="chainwax-tell", daemon=True)
         telling.start()
         try:
-            with _quiet_stdout():
+            with _off_stdout(quiet=self._quiet):
                 yield self
         finally:
             self._ended.set()
@@ -154,15 +155,21 @@ class _Handler(logging.Handler):
 
 
 @contextmanager
-def _quiet_stdout() -> Iterator[None]:
+def _off_stdout(*, quiet: bool) -> Iterator[None]:
     """Keep off standard output what Bytewax's Rust side writes there while it waits for other processes.
 
-    Python goes on writing there; descriptor 1 is standard error meanwhile.
+    Python goes on writing there; descriptor 1 is standard error meanwhile, or nothing: a person wants to know
+    of machines that are waited for, not of processes that begin in the same moment.
     """
     sys.stdout.flush()
     before, real = sys.stdout, os.dup(1)
     sys.stdout = os.fdopen(os.dup(1), "w", encoding=before.encoding, errors="replace")
-    os.dup2(2, 1)
+    if quiet:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+    else:
+        os.dup2(2, 1)
     try:
         yield
     finally:
@@ -179,7 +186,7 @@ def main() -> None:
     stop = StopSwitch()
     # Until the run has handlers of its own. Ctrl-C goes to a group that this process is none of.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    link = _Link(out)
+    link = _Link(out, quiet=bool(sys.argv[2]))
     logging.getLogger().addHandler(_Handler(link))
     line = RelayLine(int(sys.argv[2])) if sys.argv[2] else None
     orders = Orders(**json.loads(sys.stdin.readline()))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -377,6 +378,30 @@ def asked(port):
         return None
 
 
+def free_ports(count):
+    """Ports that no connection gets by itself: they have to be free for as long as the machines run."""
+    found = []
+    while len(found) < count:
+        port = random.randrange(20_000, 30_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        found.append(port)
+    return found
+
+
+def wait_until_asked(server, processes, number=40, seconds=60):
+    end = time.monotonic() + seconds
+    while sum(asked(server).values()) <= number:
+        over = [process.poll() for process in processes]
+        if any(code is not None for code in over) or time.monotonic() > end:
+            for process in processes:
+                process.kill()
+            raise AssertionError((over, asked(server), [process.communicate() for process in processes]))
+        time.sleep(0.02)
+
+
 class Machines:
     """Two machines, as far as two folders on one can be."""
 
@@ -387,10 +412,7 @@ class Machines:
         with (folder / "in.jsonl").open("w") as file:
             for n in range(200):
                 file.write(json.dumps({"id": f"t{n}", "text": f"ticket {n}"}) + "\n")
-        held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        self.addresses = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in held)
-        for one in held:
-            one.close()
+        self.addresses = ",".join(f"127.0.0.1:{port}" for port in free_ports(count))
         for n in range(count):
             (folder / f"m{n}").mkdir()
             (folder / f"m{n}" / "chainwax.toml").write_text(
@@ -468,7 +490,7 @@ def finished(processes, seconds=90):
 def test_processes_of_two_machines_survive_the_death_of_one_and_ask_nothing_twice(redis, tmp_path, server):
     machines = Machines(tmp_path, redis, server)
     processes = [machines.start(n) for n in range(2)]
-    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    wait_until_asked(server, processes)
     # Each has its own part of the state.
     assert [len(list((tmp_path / f"m{n}/state/recovery").glob("part-*.sqlite3"))) for n in (0, 1)] == [1, 1]
     with open(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children") as file:
@@ -487,7 +509,7 @@ def test_processes_of_two_machines_survive_the_death_of_one_and_ask_nothing_twic
 def test_one_machine_goes_on_with_what_two_began(redis, tmp_path, server):
     machines = Machines(tmp_path, redis, server)
     processes = [machines.start(n) for n in range(2)]
-    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    wait_until_asked(server, processes)
     machines.stop(processes)
     before = asked(server)
     assert 0 < len(before) < 200
@@ -503,7 +525,7 @@ def test_one_machine_goes_on_with_what_two_began(redis, tmp_path, server):
 def test_a_machine_joins_a_run_that_another_began(redis, tmp_path, server):
     machines = Machines(tmp_path, redis, server)
     first = machines.start(0, addresses=machines.addresses.split(",")[0])
-    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    wait_until_asked(server, [first])
     machines.stop([first])
     assert 0 < len(asked(server)) < 200
     state = tmp_path / "m1" / "state"
@@ -522,7 +544,7 @@ def test_a_run_that_redis_left_stops_and_goes_on_when_it_is_back(redis, tmp_path
     file.write_text(file.read_text().replace("[redis]", "[redis]\npatience_seconds = 2\ntimeout = 0.5"))
     alone = machines.addresses.split(",")[0]
     process = machines.start(0, addresses=alone)
-    wait_for(lambda: sum(asked(server).values()) > 40, 60)
+    wait_until_asked(server, [process])
     redis.kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
