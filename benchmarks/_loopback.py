@@ -1,7 +1,8 @@
 """A loopback server that answers chat completions after a fixed time, for as little CPU as possible.
 
 ``python benchmarks/_loopback.py SECONDS`` prints its port and serves until its stdin is closed.
-`listening` is one in a thread of this process, which tells of each request.
+`listening` is one in a thread of this process, which tells of each request. The answer is ``billing``; that
+of a model named ``loopback-wrong`` is ``technical``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ BODY = json.dumps(
         "usage": {"prompt_tokens": 20, "completion_tokens": 1, "total_tokens": 21},
     }
 ).encode()
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-    len(BODY),
-    BODY,
-)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+ANSWER = HEAD % (len(BODY), BODY)
+OTHER = BODY.replace(b"billing", b"technical")
+WRONG = HEAD % (len(OTHER), OTHER)
 
 
 class _Protocol(asyncio.Protocol):
@@ -60,15 +61,16 @@ class _Protocol(asyncio.Protocol):
             if len(rest) < length:
                 return
             self._seen = rest[length:]
+            answer = WRONG if b'"loopback-wrong"' in rest[:length] else ANSWER
             seconds = self._seconds if self._heard is None else self._heard(rest[:length])
             if seconds:
-                asyncio.get_running_loop().call_later(seconds, self._answer)
+                asyncio.get_running_loop().call_later(seconds, self._answer, answer)
             else:
-                self._answer()
+                self._answer(answer)
 
-    def _answer(self) -> None:
+    def _answer(self, answer: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(ANSWER)
+            self._transport.write(answer)
 
 
 async def _serve(seconds: float) -> None:

@@ -6,6 +6,7 @@ from chainwax.connectors.bus import InProcessBus, open_bus
 from chainwax.connectors.record import AnyRecord, BadRecord, Outgoing, Record, SourceError, StopSwitch
 from chainwax.connectors.recorded import ItemsSource, RecordedSource, parse_speed
 from chainwax.connectors.recording import RecordingSource
+from chainwax.connectors.shared import open_redis
 from chainwax.connectors.sinks import ConsoleSink, JsonLinesSink, JsonText, ListSink, SinkError, to_json
 from chainwax.connectors.uri import SINKS, SOURCES, Kind, Uri, open_sink, open_source, parse_uri
 
@@ -30,6 +31,7 @@ __all__ = [
     "StopSwitch",
     "Uri",
     "open_bus",
+    "open_redis",
     "open_sink",
     "open_source",
     "parse_speed",

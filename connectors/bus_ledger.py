@@ -6,13 +6,13 @@ It knows what is about which call, and what was said before.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chainwax.connectors.wire import CallsMessage, FeedbackMessage
 from chainwax.router.feedback import LookUp
-from chainwax.router.types import Feedback
+from chainwax.router.types import Feedback, identity
 
 __all__ = ["Known", "Ledger", "Parked"]
 
@@ -84,7 +84,7 @@ class Ledger:
             _put(self._calls, line.call_id, self._kinds.setdefault(known, known), self._most_calls)
             ours = message.flow == self._flow
             if ours and line.item_key:
-                _put(self._items, hash((line.node, line.item_key)), line.call_id, self._most_calls)
+                _put(self._items, identity(line.node, line.item_key), line.call_id, self._most_calls)
             if self._parked:
                 waited = self._unpark(line.call_id)
                 if ours and line.item_key:
@@ -112,7 +112,7 @@ class Ledger:
             if known is not None:
                 return self._about(message, at, call_id, known)
         elif message.item_key:
-            found = self._items.get(hash((message.node, message.item_key)))
+            found = self._items.get(identity(message.node, message.item_key))
             known = self._calls.get(found) if found else None
             if found and known is not None:
                 return self._about(message, at, found, known)
@@ -143,6 +143,30 @@ class Ledger:
                     unknown.append(one)
         return out, unknown
 
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, JSON-ready, so that another makes the same of what comes next."""
+        kinds = {known: n for n, known in enumerate(dict.fromkeys(self._calls.values()))}
+        return {
+            "kinds": list(kinds),
+            "calls": [(call_id, kinds[known]) for call_id, known in self._calls.items()],
+            "items": list(self._items.items()),
+            "scores": [(which, *said) for which, said in self._scores.items()],
+            "parked": [
+                (one.message.model_dump(mode="json"), one.place, one.at, one.size, one.until)
+                for waiting in self._parked.values()
+                for one in waiting
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Remember what :meth:`state` gave."""
+        kinds = [Known(*kind) for kind in state["kinds"]]
+        self._calls = OrderedDict((call_id, kinds[n]) for call_id, n in state["calls"])
+        self._items = OrderedDict((which, call_id) for which, call_id in state["items"])
+        self._scores = OrderedDict((which, (at, score)) for which, at, score in state["scores"])
+        for message, *rest in state["parked"]:
+            self._park(Parked(FeedbackMessage.model_validate(message), *rest))
+
     @property
     def waiting(self) -> int:
         """Scores that wait for their call now."""
@@ -171,18 +195,18 @@ class Ledger:
         # A clock that is ahead must not make a score unrevisable.
         said = at if message.time is None else min(message.time, at)
         if call_id:
-            identity = hash((call_id, known.node, arm, message.metric, message.source))
-            before = self._scores.get(identity)
+            which = identity(call_id, known.node, arm, message.metric, message.source)
+            before = self._scores.get(which)
             if before is not None:
                 if said < before[0]:
                     counts["out_of_order"] += 1
                     return []
                 if message.score == before[1]:
                     counts["duplicate"] += 1
-                    _put(self._scores, identity, (said, message.score), self._most_scores)
+                    _put(self._scores, which, (said, message.score), self._most_scores)
                     return []
                 counts["revised"] += 1
-            _put(self._scores, identity, (said, message.score), self._most_scores)
+            _put(self._scores, which, (said, message.score), self._most_scores)
         counts["passed_on"] += 1
         return [
             Feedback(

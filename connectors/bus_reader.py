@@ -79,6 +79,31 @@ class TopicReader:
         return self._next.get((topic, self._ids.get(topic, ""), partition), 0) > offset
 
     @property
+    def positions(self) -> list[tuple[str, str, int, int]]:
+        """Where it reads on: topic, its id, partition, offset. On its own thread, or once it is closed."""
+        return [(*place, offset) for place, offset in self._next.items()]
+
+    def go_on_from(self, positions: Sequence[Sequence[Any]]) -> bool:
+        """Read on there, once it begins; False where the feedback topic is another one by now."""
+        places = {(topic, topic_id, part): offset for topic, topic_id, part, offset in positions}
+        try:
+            with self._servers.admin() as admin:
+                there = self._topics.ensure(admin, self._names)
+        except (KafkaError, ConfigError, OSError) as error:
+            log.info("feedback bus: nothing can be read now: %s", reason_of(error))
+            return False  # catching up fails too, and says why
+        name = self._topics.feedback
+        if name not in there or (name, there[name][0]) not in {place[:2] for place in places}:
+            return False
+        self._next.update(places)
+        return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def started(self) -> bool:
         """Whether anything is read."""
         return self._thread is not None

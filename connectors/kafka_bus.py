@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -81,6 +82,7 @@ class KafkaBus:
         self._recall: Learn | None = None
         self._told: Told | None = None
         self._patience = patience
+        self._wanted: SimpleQueue[Callable[[Mapping[str, Any]], None]] = SimpleQueue()
         self._writer = TopicWriter(self._servers, self.topics, self._messages)
         self._reader = TopicReader(self._servers, self.topics, self._handle)
         self._lock = threading.Lock()
@@ -176,6 +178,23 @@ class KafkaBus:
         self._recall = recall
         self._reader.catch_up(self._patience)
 
+    def stand(self, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have ``take`` called with where it stands; on its own thread while it reads."""
+        if self._reader.alive:
+            self._wanted.put(take)
+        else:
+            take(self._where())
+
+    def go_on_from(self, where: Mapping[str, Any]) -> bool:
+        """Stand there again, before it begins to read; False where the topic is another one by now."""
+        if not self._reader.go_on_from(where["positions"]):
+            return False
+        self._ledger.restore(where["ledger"])
+        return True
+
+    def _where(self) -> dict[str, Any]:
+        return {"positions": self._reader.positions, "ledger": self._ledger.state()}
+
     def flush(self, timeout: float) -> bool:
         """Wait until all that was published is written, and has come back; False where it has not."""
         until = time.monotonic() + timeout
@@ -254,6 +273,8 @@ class KafkaBus:
         self._tell_unknown(unknown, live)
         if feedback:
             self._tell(feedback, live)
+        while live and not records and not self._wanted.empty():
+            self._wanted.get()(self._where())
 
     def _control(self, change: Change, at: float, live: bool) -> None:
         if change.flow != self._flow:

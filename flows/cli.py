@@ -6,6 +6,7 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -39,6 +40,7 @@ from chainwax.flows.options import (
     print_json,
     takes_run_options,
 )
+from chainwax.flows.place import placed
 from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
 from chainwax.flows.serve import address_of
@@ -78,15 +80,41 @@ _Serve = Annotated[
         help="Serve health, readiness and metrics over HTTP; else on PORT of the environment.",
     ),
 ]
+_ProcessId = Annotated[
+    int | None,
+    typer.Option(
+        "--process-id", "-i", min=0, envvar="BYTEWAX_PROCESS_ID", help="Which process, from 0. Needs --state."
+    ),
+]
+_Addresses = Annotated[
+    str | None,
+    typer.Option(
+        "--addresses",
+        "-a",
+        metavar="HOST:PORT;…",
+        envvar="BYTEWAX_ADDRESSES",
+        help="Of all processes, on whatever machines, in order.",
+    ),
+]
 
 
 @app.command("run")
 @takes_run_options
-def run_command(flow: FlowName, options: RunOptions, processes: _Processes = 1, serve: _Serve = None) -> None:
+def run_command(
+    flow: FlowName,
+    options: RunOptions,
+    processes: _Processes = 1,
+    process_id: _ProcessId = None,
+    addresses: _Addresses = None,
+    serve: _Serve = None,
+) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
     settings = load_settings(options.config)
     job = job_of(load_flow(flow), settings, options, serve=address_of(serve, settings))
-    command = Command(flow, options.config, processes)
+    place = placed(process_id, addresses, os.environ)
+    if place is not None and processes > 1:
+        raise ConfigError("--processes is for one machine, -i and -a for several: give one of them")
+    command = Command(flow, options.config, processes, place)
     execute(job, plot=options.plot, as_json=options.as_json, command=command)
 
 

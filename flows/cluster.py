@@ -1,7 +1,8 @@
-"""Several processes that run one flow together on this machine, and one that watches over them.
+"""Processes that run one flow together, and one that watches over those of them that are on this machine.
 
-Bytewax ends all processes of a cluster when one of them dies. All are then started again, and go on from the
-last epoch: what was answered meanwhile is in the recording, which all of them share, and is not asked again.
+Bytewax ends all processes of a cluster when one of them dies. All are then started again, each by the one
+that watches over it, and go on from the last epoch: what was answered meanwhile is not asked again, for it is
+in the recording, which those of one machine share, or in Redis.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,8 +24,10 @@ from rich.console import Console
 from chainwax.flows.job import Job, checked, state_of
 from chainwax.flows.member import Orders
 from chainwax.flows.merged import merged
+from chainwax.flows.place import Place
 from chainwax.flows.processes import Message, Process
 from chainwax.flows.progress import Counts, Progress
+from chainwax.flows.relay import Relay
 from chainwax.flows.runner import Outcome, already_finished, how_to_go_on, report_of, say_what_is_known
 from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState
@@ -45,6 +48,8 @@ _STARTS = 5
 """Starts in a row that may fail without the run getting on."""
 _LOOK = 1.0
 """Seconds that processes have to say what their recorders know."""
+_HUNG = 120.0
+"""Seconds without a word from a process, which has one thread that tells how it gets on all the time."""
 _CALM = 60.0
 """Seconds after which a start is taken to have gone well, whatever came of it."""
 
@@ -57,38 +62,56 @@ class Command:
     """As the command line names it."""
     config: Path | None
     processes: int
+    place: Place | None = None
+    """Where the others are on other machines: ``processes`` is 1 then."""
+
+    @property
+    def count(self) -> int:
+        """Of all machines."""
+        return self.processes if self.place is None else len(self.place.addresses)
+
+    @property
+    def here(self) -> Sequence[int]:
+        """Which of them are on this machine."""
+        return range(self.processes) if self.place is None else (self.place.index,)
 
 
 def run_cluster(job: Job, command: Command, console: Console, *, live: bool) -> Outcome:
-    """Run a flow in several processes to its end, or until it is stopped.
+    """Run a flow in several processes, or one of those, to its end, or until it is stopped.
 
     Sources and sinks of the job must be URIs. For the rest as :func:`~chainwax.flows.runner.run_job`.
     """
     path = job.settings.run.recording
+    option = "--processes" if command.place is None else "-i"
     if job.state is None:
         raise ConfigError(
-            "--processes needs --state DIR: when a process dies, all go on from what is kept there"
+            f"{option} needs --state DIR: when a process dies, all go on from what is kept there"
         )
     if path is None:
         raise ConfigError(
-            "--processes needs a recording, and the configuration says that there is none: it is how the "
+            f"{option} needs a recording, and the configuration says that there is none: it is how the "
             "processes know what was answered already"
         )
     checked(job)
-    state = state_of(job, command.processes)
+    state = state_of(job, command.count, None if command.place is None else command.place.index)
     assert state is not None
     with closing(state):
         if state.finished:
             return already_finished(job, str(state.run_id), console)
-        run_id = state.run_id or job.settings.run.id or uuid.uuid4().hex[:12]
+        run_id = state.run_id or job.settings.run.id
+        if run_id is None and command.place is not None:
+            raise ConfigError("-i needs --run-id ID, the same on all machines: it is one run")
+        run_id = run_id or uuid.uuid4().hex[:12]
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(SqliteRecording(path)) as recording:
             # Made here, and not by all at once; they then write down how they are configured.
             known = recording.open_run(run_id, job.flow.id, {})
+            spent = recording.spent(run_id)
         say_what_is_known(run_id, state.resumed, known, console)
-        _say_what_is_shared(job, command.processes, console)
+        if command.place is not None:
+            _say_what_is_not_shared(job, console)
         state.begin(run_id)
-        cluster = _Cluster(job, command, state, path, console)
+        cluster = _Cluster(job, command, state, path, console, spent)
         with (
             serving(job.serve, job.flow.id, console) as status,
             Progress(cluster.look, console=console, live=live) as progress,
@@ -100,16 +123,15 @@ def run_cluster(job: Job, command: Command, console: Console, *, live: bool) -> 
         return cluster.outcome(seconds)
 
 
-def _say_what_is_shared(job: Job, processes: int, console: Console) -> None:
-    for name, model in job.settings.models.items():
-        if model.enabled and model.limit is not None and model.limit < processes:
-            console.print(
-                f"model '{name}': its limit is {model.limit}, but each of {processes} processes asks one at "
-                f"a time at least: up to {processes} are in flight",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+def _say_what_is_not_shared(job: Job, console: Console) -> None:
+    settings = job.settings
+    for shared, what in (
+        (settings.redis.url is not None, "[redis]: limits and budgets are split evenly, and a machine "
+         "asks again what only another one was answered"),
+        (settings.bus.kind == "kafka", '[bus] kind = "kafka": the routers of each machine learn alone'),
+    ):  # fmt: skip
+        if not shared:
+            console.print(f"without {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -133,7 +155,13 @@ class _Cluster:
     """One run: started, and started again, until it is over."""
 
     def __init__(
-        self, job: Job, command: Command, state: RunState, recording: Path, console: Console
+        self,
+        job: Job,
+        command: Command,
+        state: RunState,
+        recording: Path,
+        console: Console,
+        spent: Mapping[str, float],
     ) -> None:
         self.heard: list[int] = []
         """The signals that came; the first is the one that the run was stopped by."""
@@ -142,6 +170,7 @@ class _Cluster:
         self._state = state
         self._recording = recording
         self._console = console
+        self._relay = Relay(spent) if command.place is None else None
         self._inbox: SimpleQueue[tuple[Process, Message] | None] = SimpleQueue()
         self._processes: Sequence[Process] = ()
         self._before = Counts()  # what earlier starts counted
@@ -199,7 +228,8 @@ class _Cluster:
                         f"{how_to_go_on(self._job).partition('; ')[2]}"
                     )
                 break
-            self._say(f"{dead.fate}: all {self._command.processes} are started again from the last epoch")
+            whom = "it is" if self._command.place else f"all {self._command.count} are"
+            self._say(f"{dead.fate}: {whom} started again from the last epoch")
             for line in dead.errors:
                 self._say(f"  {line}")
             self._pause(0.0 if got_on else min(0.1 * 2.0**in_vain, 8.0))
@@ -236,12 +266,9 @@ class _Cluster:
         counts, self._processes = self.look(), ()
         self._before = counts._replace(in_flight=0)
         self._starts += 1
-        count = self._command.processes
-        with _free_addresses(count) as (addresses, let_go):
-            self._processes = [
-                Process(index, count, self._orders(index, addresses), self._inbox, keep=self._state.lock)
-                for index in range(count)
-            ]
+        place = self._command.place
+        with _free_addresses(self._command.count) if place is None else _given(place) as (addresses, let_go):
+            self._processes = [self._begun(index, addresses) for index in self._command.here]
             try:
                 if self._all_ready():
                     let_go()
@@ -254,10 +281,24 @@ class _Cluster:
                 self._going = False
                 for process in self._processes:
                     process.kill()
+                if self._relay is not None:
+                    self._relay.close()
         self._take(0.0)
         dead = [process for process in self._processes if not process.well and not process.killed]
         # One that only lost another is not to blame, unless there is nobody else.
         return next((process for process in dead if not process.gave_up), dead[0] if dead else None)
+
+    def _begun(self, index: int, addresses: Sequence[str]) -> Process:
+        orders = self._orders(index, addresses)
+        with nullcontext() if self._relay is None else self._relay.connect(index) as line:
+            return Process(
+                index,
+                len(addresses),
+                orders,
+                self._inbox,
+                keep=self._state.lock,
+                line=None if line is None else line.fileno(),
+            )
 
     def _orders(self, index: int, addresses: Sequence[str]) -> str:
         job = self._job
@@ -290,9 +331,14 @@ class _Cluster:
     def _until_over(self) -> None:
         until = float("inf")
         self._told_to_stop = 0
+        for process in self._processes:
+            process.heard_at = time.monotonic()
         while not all(process.over for process in self._processes):
             self._take(0.1)
             now = time.monotonic()
+            for process in self._processes:
+                if now - process.heard_at > _HUNG and not process.over:
+                    process.end_hung(_HUNG)
             if until == float("inf") and any(p.over and not p.well for p in self._processes):
                 # Bytewax ends the others. What they have asked is paid for: let it be recorded.
                 until = now + _GRACE
@@ -365,7 +411,12 @@ def _uris(bound: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def _free_addresses(count: int) -> Iterator[tuple[list[str], Any]]:
+def _given(place: Place) -> Iterator[tuple[Sequence[str], Any]]:
+    yield place.addresses, lambda: None
+
+
+@contextmanager
+def _free_addresses(count: int) -> Iterator[tuple[Sequence[str], Any]]:
     """Addresses on this machine that nobody uses, held until they are let go."""
     sockets = [socket.socket() for _ in range(count)]
 

@@ -48,7 +48,7 @@ def execute(job: Job, *, plot: Path | None, as_json: bool, command: Command | No
     uris = [uri for uri in (*job.sinks.values(), job.dead_letters) if isinstance(uri, str)]
     to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in uris)
     live = err.is_terminal and not (to_stdout and sys.stdout.isatty())
-    if command is not None and command.processes > 1:
+    if command is not None and (command.processes > 1 or command.place is not None):
         outcome = run_cluster(job, command, err, live=live)
     else:
         outcome = run_job(job, err, live=live)

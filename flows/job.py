@@ -13,6 +13,7 @@ from bytewax.outputs import Sink
 from chainwax.connectors import StopSwitch, open_sink, open_source, parse_uri
 from chainwax.flows.graph import Flow
 from chainwax.flows.preflight import check_nodes
+from chainwax.flows.relay import RelayLine
 from chainwax.flows.serve import Address
 from chainwax.flows.state import RunState
 from chainwax.router import ConfigError, LLMManager, Settings
@@ -31,7 +32,9 @@ class Member:
     addresses: Sequence[str]
     """Host and port of each process, in order."""
     store: Path
-    """The recovery store, which all of them use."""
+    """The recovery store, or this machine's part of it."""
+    line: RelayLine | None = None
+    """To whoever watches over all of them, where all are on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def _check_files(job: Job) -> None:
         taken.setdefault(path, who)
 
 
-def state_of(job: Job, parts: int = 1) -> RunState | None:
+def state_of(job: Job, parts: int = 1, part: int | None = None) -> RunState | None:
     """The run's state folder, where it has one; see :class:`RunState`."""
     if job.state is None:
         return None
@@ -160,4 +163,4 @@ def state_of(job: Job, parts: int = 1) -> RunState | None:
         "sinks": {name: uri for name, uri in job.sinks.items() if isinstance(uri, str)},
         "recording": None if recording is None else str(recording.resolve()),
     }
-    return RunState(job.state, bound, run_id=job.run_id, fresh=job.fresh, parts=parts)
+    return RunState(job.state, bound, run_id=job.run_id, fresh=job.fresh, parts=parts, part=part)

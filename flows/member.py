@@ -3,7 +3,8 @@
 It reads what it is to do from standard input: a line of JSON, and, once all others are ready too, a second
 line. The end of standard input is the end of whoever started it, and it ends too. It tells how it gets on in
 lines of JSON on the file descriptor that is its first argument, and on the second what its recorders say, for
-each further line on standard input.
+each further line on standard input; the third, where it is given, is its end of a
+:mod:`~chainwax.flows.relay`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from chainwax.flows.job import Job, Member
 from chainwax.flows.load import load_flow
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import counted
+from chainwax.flows.relay import RelayLine
 from chainwax.flows.runner import run_member
 from chainwax.flows.tally import Tally
 from chainwax.router import ChainwaxError, LLMManager, load_settings
@@ -58,7 +60,7 @@ class Orders:
     index: int
     addresses: Sequence[str]
 
-    def job(self, stop: StopSwitch) -> Job:
+    def job(self, stop: StopSwitch, line: RelayLine | None) -> Job:
         """The same as a job. Raises :class:`ConfigError`."""
         return Job(
             flow=load_flow(self.flow),
@@ -73,7 +75,7 @@ class Orders:
             config_file=self.config_file,
             debug=self.debug,
             stop=stop,
-            member=Member(Share(self.index, len(self.addresses)), self.addresses, Path(self.store)),
+            member=Member(Share(self.index, len(self.addresses)), self.addresses, Path(self.store), line),
         )
 
     def line(self) -> str:
@@ -84,9 +86,10 @@ class Orders:
 class _Link:
     """What is told to whoever started this process."""
 
-    def __init__(self, out: int, looks: int) -> None:
+    def __init__(self, out: int, looks: int, *, quiet: bool) -> None:
         self._out = out
         self._looks = looks
+        self._quiet = quiet
         self._manager: LLMManager | None = None
         self._ended = threading.Event()
 
@@ -119,7 +122,7 @@ class _Link:
         telling = threading.Thread(target=self._tell, args=(tally,), name="chainwax-tell", daemon=True)
         telling.start()
         try:
-            with _quiet_stdout():
+            with _off_stdout(quiet=self._quiet):
                 yield self
         finally:
             self._ended.set()
@@ -158,15 +161,21 @@ class _Handler(logging.Handler):
 
 
 @contextmanager
-def _quiet_stdout() -> Iterator[None]:
+def _off_stdout(*, quiet: bool) -> Iterator[None]:
     """Keep off standard output what Bytewax's Rust side writes there while it waits for other processes.
 
-    Python goes on writing there; descriptor 1 is standard error meanwhile.
+    Python goes on writing there; descriptor 1 is standard error meanwhile, or nothing: a person wants to know
+    of machines that are waited for, not of processes that begin in the same moment.
     """
     sys.stdout.flush()
     before, real = sys.stdout, os.dup(1)
     sys.stdout = os.fdopen(os.dup(1), "w", encoding=before.encoding, errors="replace")
-    os.dup2(2, 1)
+    if quiet:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+    else:
+        os.dup2(2, 1)
     try:
         yield
     finally:
@@ -178,25 +187,26 @@ def _quiet_stdout() -> Iterator[None]:
 
 def main() -> None:
     """Do what the orders say. Exit codes: 0 ended as it should, 1 failed, 2 could not begin."""
-    out, looks = map(int, sys.argv[1:])
+    out, looks = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(out, False)
     os.set_inheritable(looks, False)
     stop = StopSwitch()
     # Until the run has handlers of its own. Ctrl-C goes to a group that this process is none of.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    link = _Link(out, looks)
+    link = _Link(out, looks, quiet=bool(sys.argv[3]))
     logging.getLogger().addHandler(_Handler(link))
+    line = RelayLine(int(sys.argv[3])) if sys.argv[3] else None
     orders = Orders(**json.loads(sys.stdin.readline()))
     with nullcontext() if orders.debug else without_panics(to_the_end=True):
-        code = _obey(orders, link, stop)
+        code = _obey(orders, link, stop, line)
         sys.stdout.flush()
     # Threads of Bytewax that lost another process abort this one in its usual end.
     os._exit(code)
 
 
-def _obey(orders: Orders, link: _Link, stop: StopSwitch) -> int:
+def _obey(orders: Orders, link: _Link, stop: StopSwitch, line: RelayLine | None) -> int:
     try:
-        ended, snapshot = run_member(orders.job(stop), link.together)
+        ended, snapshot = run_member(orders.job(stop, line), link.together)
     except ChainwaxError as error:
         link.send(end={"failed": True, "gave_up": False, "errors": str(error).splitlines()})
         return 2

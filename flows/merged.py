@@ -15,12 +15,13 @@ _COUNTS = frozenset(
     {
         "attempts", "reused", "simulated", "errors", "errors_by_class", "validation_failures", "input_tokens",
         "output_tokens", "cached_tokens", "cost_usd", "queries", "finished", "choices", "in_flight",
-        "waiting", "rate_per_s", "limit", "calls", "spent_usd", "budget_usd", "observed", "refused_feedback",
+        "waiting", "rate_per_s", "calls", "spent_usd", "observed", "refused_feedback",
         "count", "sum", "buckets", "asked", "used", "invalid", "answers", "written", "lost", "unsendable",
         "to_write", "tried_again", "outages",
     }
 )  # fmt: skip
-"""What is added up; all else, such as quantiles and what was learned, is that of the busiest process."""
+"""What is added up; all else, such as quantiles and what was learned, is that of the busiest process, and
+limits and budgets are those of all together anyway."""
 
 
 def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

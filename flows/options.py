@@ -81,7 +81,10 @@ class RunOptions:
         False
     )
     workers: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Worker threads.", envvar="CHAINWAX_WORKERS")
+        int,
+        typer.Option(
+            "--workers", "-w", min=1, metavar="N", help="Worker threads.", envvar="CHAINWAX_WORKERS"
+        ),
     ] = 1
     run_id: Annotated[
         str | None,

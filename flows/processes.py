@@ -26,7 +26,7 @@ class Process:
     """A process that runs a part of a flow, in a session of its own: Ctrl-C is not for it.
 
     What it tells comes into ``inbox``, and is taken note of by :meth:`take`. It inherits the file descriptor
-    ``keep``, and so holds the lock of the state folder as long as it lives.
+    ``keep``, and so holds the lock of the state folder as long as it lives, and ``line``, its end of a relay.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Process:
         inbox: SimpleQueue[tuple[Process, Message] | None],
         *,
         keep: int,
+        line: int | None,
     ) -> None:
         self.name = f"process {index + 1} of {count}"
         self.ready = False
@@ -48,6 +49,9 @@ class Process:
         self._end: Mapping[str, Any] = {}
         self._seen: Mapping[str, Any] | None = None
         self._saw = threading.Event()
+        self.heard_at = 0.0
+        """When it told something last; monotonic seconds."""
+        self._hung = ""
         self._silent = False
         self._gone_at: float | None = None
         self._inbox = inbox
@@ -57,9 +61,12 @@ class Process:
         try:
             # -P: a file beside the flow must not hide a module.
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "chainwax.flows.member", str(theirs), str(their_looks)],
+                [
+                    *(sys.executable, "-P", "-m", "chainwax.flows.member"),
+                    *(str(theirs), str(their_looks), str(line or "")),
+                ],
                 stdin=subprocess.PIPE,
-                pass_fds=(theirs, their_looks, keep),
+                pass_fds=(theirs, their_looks, keep, *(() if line is None else (line,))),
                 start_new_session=True,
                 text=True,
             )
@@ -125,6 +132,8 @@ class Process:
     def fate(self) -> str:
         """What became of it, once it is over."""
         code = self._popen.returncode
+        if self._hung:
+            return self._hung
         if code is not None and code < 0:
             return f"{self.name} was killed ({signal.Signals(-code).name})"
         if self.errors:
@@ -152,8 +161,15 @@ class Process:
         with suppress(OSError):
             self._popen.stdin.close()
 
+    def end_hung(self, seconds: float) -> None:
+        """End it because it told nothing for so long."""
+        if self._popen.poll() is None:
+            self._hung = f"{self.name} hung: it told nothing for {seconds:g} s and was killed"
+            self._popen.kill()
+
     def take(self, message: Message) -> list[str]:
         """Take note of what it told; what of it a person should read."""
+        self.heard_at = time.monotonic()
         match message:
             case None:
                 self._silent = True

@@ -19,12 +19,13 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from rich.console import Console
 
-from chainwax.connectors import open_bus
+from chainwax.connectors import open_bus, open_redis
 from chainwax.flows.job import Bound, Job, checked, state_of
 from chainwax.flows.load import user_frame
 from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted, money
+from chainwax.flows.relay import RelayBus, RelayLender
 from chainwax.flows.report import RunReport, make_report
 from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState, recovery_from
@@ -32,9 +33,10 @@ from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
 from chainwax.router import ChainwaxError, LLMManager, RecordingError
 from chainwax.router.background import Background
+from chainwax.router.feedback import FeedbackBus
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.totals import Letters, items_of, letters_of, totals
-from chainwax.router.share import ALL
+from chainwax.router.share import ALL, Lender, ResponseStore
 
 if TYPE_CHECKING:
     from typing import Self
@@ -181,8 +183,10 @@ def _compiled(
     share = ALL if job.member is None else job.member.share
     if job.backfill is not None:
         share = replace(share, fraction=job.backfill.share)
-    bus = open_bus(job.settings.bus, job.flow.id)
-    manager = LLMManager(job.settings, bus=bus, backends=job.backends, share=share)
+    bus, lender, store = _shared(job)
+    manager = LLMManager(
+        job.settings, bus=bus, backends=job.backends, share=share, lender=lender, store=store
+    )
     try:
         begin(manager)
         if job.backfill is not None:
@@ -205,6 +209,20 @@ def _compiled(
         manager.close(status="failed", drain=False)
         raise
     return manager, dataflow
+
+
+def _shared(job: Job) -> tuple[FeedbackBus, Lender | None, ResponseStore | None]:
+    """What this process shares with others, each of it by the widest way there is."""
+    settings = job.settings
+    line = None if job.member is None else job.member.line
+    bus: FeedbackBus
+    if line is not None and settings.bus.kind == "memory":
+        bus = RelayBus(line)
+    else:
+        bus = open_bus(settings.bus, job.flow.id)
+    if settings.redis.url is not None:
+        return bus, *open_redis(settings.redis)
+    return bus, None if line is None else RelayLender(line), None
 
 
 def _drive(
@@ -236,6 +254,8 @@ def _drive(
         try:
             # One of several processes is started again at once: what is paid for is worth waiting for.
             drain: bool | Literal["sent"] = "sent" if ended.failed and job.member else not ended.failed
+            # Not all of it was read, whatever Bytewax thinks: it is to be resumed.
+            ended.failed = ended.failed or stopping.fatal
             manager.close(status=ended.status, drain=drain)
         except RecordingError as error:
             ended.errors.append(str(error))
@@ -271,11 +291,13 @@ class _Stopping:
 
     def __init__(self, job: Job, manager: LLMManager, teller: Teller) -> None:
         self.signal: int = 0
+        self.fatal = False
+        """Whether it stops because it must."""
         self._stop = job.stop
         self._manager = manager
         self._teller = teller
         self._before: dict[int, Any] = {}
-        manager.on_fatal = self._lost_rows
+        manager.on_fatal = self._cannot_go_on
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -290,9 +312,11 @@ class _Stopping:
         self._stop.set()
         self._manager.stop_waiting()  # a pause must not hold up the end
 
-    def _lost_rows(self) -> None:
+    def _cannot_go_on(self) -> None:
+        self.fatal = True
         self._begin()
-        self._teller.note("stopping: the recording cannot be written, and too much waits for it")
+        why = self._manager.lost or "the recording cannot be written, and too much waits for it"
+        self._teller.note(f"stopping: {why}")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:

@@ -33,7 +33,8 @@ class RunState:
 
     ``bound`` is what must be the same when the run goes on: the flow's name, what its sources and sinks
     are, where the recording is. A new store has ``parts`` parts, so that as many processes can write to it;
-    with fewer or more it still works.
+    with fewer or more it still works. ``part`` is the only one that is kept here, where the others are on
+    other machines.
 
     Raises :class:`ConfigError` where the folder is in use, holds a finished run, or one that is bound to
     something else.
@@ -47,6 +48,7 @@ class RunState:
         run_id: str | None,
         fresh: bool = False,
         parts: int = 1,
+        part: int | None = None,
     ) -> None:
         self.folder = folder
         self.run_id = run_id
@@ -71,6 +73,9 @@ class RunState:
             if not self.store.is_dir():
                 self.store.mkdir()
                 init_db_dir(self.store, parts)  # type: ignore[no-untyped-call]
+                for file in self.store.glob("part-*.sqlite3*"):
+                    if part is not None and file.name.split(".")[0] != f"part-{part}":
+                        file.unlink()
         except BaseException:
             self._lock.close()
             raise

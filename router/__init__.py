@@ -10,6 +10,7 @@ from __future__ import annotations
 from chainwax.router.answers import AnswerForm, Choice, FreeText, Structured
 from chainwax.router.clock import SYSTEM_CLOCK, Clock, SystemClock
 from chainwax.router.config import ModelConfig, NodeConfig, RunConfig, Settings, Simulation, load_settings
+from chainwax.router.default import default_manager, get_model
 from chainwax.router.errors import (
     AnswerInvalid,
     BackendBusy,
@@ -33,7 +34,7 @@ from chainwax.router.errors import (
 from chainwax.router.feedback import FeedbackBus
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
-from chainwax.router.manager import LLMManager, default_manager, get_model
+from chainwax.router.manager import LLMManager
 from chainwax.router.model_types import MODEL_TYPES, parse_model_type
 from chainwax.router.prompt import Prompt
 from chainwax.router.router import LLMRouter

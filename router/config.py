@@ -10,6 +10,7 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -27,6 +28,7 @@ __all__ = [
     "LocalEngine",
     "ModelConfig",
     "NodeConfig",
+    "RedisConfig",
     "RunConfig",
     "ServeConfig",
     "Settings",
@@ -115,6 +117,11 @@ class ModelConfig(_Section):
     """Dollars for an hour of the machine: a call costs its share of the time it is served."""
     limit: int | None = Field(default=None, ge=1)
     """Requests in flight; None takes what the server tells, else 16."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests that may begin in any 60 seconds, of all processes together."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens, in and out, in any 60 seconds, of all processes together; what a request will take is estimated
+    by what those before it took."""
     timeout: Positive = 60.0
     """Seconds for one attempt."""
     retries: int = Field(default=3, ge=0)
@@ -208,7 +215,7 @@ class BusConfig(_Section):
     """How feedback comes back from downstream."""
 
     kind: Literal["memory", "kafka"] = "memory"
-    """``memory`` reaches this process alone; ``kafka`` every process, and any program, by topics."""
+    """``memory`` reaches the processes that one command started; ``kafka`` all of them, and any program."""
     servers: str | None = None
     """Kafka's addresses, ``host:port`` with commas between; None takes ``CHAINWAX_KAFKA_SERVERS``."""
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "chainwax"
@@ -235,6 +242,37 @@ class ServeConfig(_Section):
     """None takes ``PORT`` from the environment; where that is not set either, nothing is served."""
 
 
+class RedisConfig(_Section):
+    """What processes on several machines share besides feedback: answers, limits, budgets."""
+
+    url: str | None = None
+    """``redis://host:port/database``, ``rediss://`` for TLS; unset shares nothing by Redis."""
+    user: str | None = None
+    """Its user, where it has several."""
+    password_env: str | None = None
+    """The environment variable that holds the password; it never stands in a file."""
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "chainwax"
+    """Keys begin with it; whoever has the same prefix shares the limits of models of the same name."""
+    keep_hours: Positive = 168.0
+    """How long answers and what was spent are kept after a run wrote last; a run is resumed within it."""
+    timeout: Positive = 2.0
+    """Seconds for one exchange with it."""
+    patience_seconds: Positive = 60.0
+    """How long it may be away before the run stops, to be resumed; nothing new is asked meanwhile."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        # The value is not shown: it would show the password.
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.password or "password" in parts.query:
+                raise ValueError("a password does not stand in the URL: 'password_env' names its variable")
+            if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
+                raise ValueError("is written redis://host:port/database")
+        return value
+
+
 class Settings(BaseSettings):
     """The whole configuration."""
 
@@ -248,6 +286,7 @@ class Settings(BaseSettings):
     models: dict[str, ModelConfig] = {}
     bus: BusConfig = BusConfig()
     serve: ServeConfig = ServeConfig()
+    redis: RedisConfig = RedisConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -331,7 +370,8 @@ def _explain(file: Path | None, error: Any) -> str:
         return f"{where}unknown key '{key}': {nearest(loc[-1], _known_keys(loc[:-1]))}"
     given = error.get("input")
     # What may be a secret that was put in the wrong place is never shown.
-    private = isinstance(given, dict) or "headers" in loc or loc[-1:] == ["key_env"]
+    secret = loc[-1:] in (["key_env"], ["password_env"]) or loc == ["redis", "url"]
+    private = isinstance(given, dict) or "headers" in loc or secret
     shown = "" if private else f" (it is {str(given)[:60]!r})"
     return f"{where}{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
 

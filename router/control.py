@@ -234,6 +234,7 @@ class Controls:
         """Let a node follow what counts now; what was learned stays."""
         node = self._manager.configured(interface.spec)
         interface.change(node)
+        self._manager.give_purse(interface.router)
         gate = interface.router.gate
         if "paused" in self._effective(interface.spec, node.rules):
             gate.pause()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.control import Change
 from chainwax.router.types import CallResult, Decision, Feedback, Query
 
-__all__ = ["FeedbackBus", "Learn", "LookUp", "SharedBus", "Told"]
+__all__ = ["FeedbackBus", "Learn", "LookUp", "RelayedBus", "SharedBus", "Told"]
 
 Learn = Callable[[Sequence[Feedback]], None]
 """Takes feedback into account; may be called from any thread, and returns at once."""
@@ -42,6 +42,15 @@ class FeedbackBus(Protocol):
 
 
 @runtime_checkable
+class RelayedBus(FeedbackBus, Protocol):
+    """A bus that several processes with one recording share, and that remembers nothing."""
+
+    def recall_to(self, recall: Learn) -> None:
+        """Have ``recall`` called with what the others said, and record."""
+        ...
+
+
+@runtime_checkable
 class SharedBus(FeedbackBus, Protocol):
     """A bus that many processes share and that remembers: what it holds is what routers know."""
 
@@ -62,6 +71,14 @@ class SharedBus(FeedbackBus, Protocol):
 
         Raises :class:`~chainwax.router.errors.ConfigError` where that cannot be read.
         """
+        ...
+
+    def stand(self, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have ``take`` called with where it stands, JSON-ready: after all that was handed over."""
+        ...
+
+    def go_on_from(self, where: Mapping[str, Any]) -> bool:
+        """Stand there again, before :meth:`catch_up`; False where that is not of the same topic."""
         ...
 
     def flush(self, timeout: float) -> bool:

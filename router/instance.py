@@ -9,7 +9,14 @@ from collections.abc import Callable
 from chainwax.router.backends.base import Backend, Health, Reply, Request
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig
-from chainwax.router.errors import BackendBusy, BackendDown, BackendError, BackendRefused, BackendTimeout
+from chainwax.router.errors import (
+    BackendBusy,
+    BackendDown,
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+    ConfigError,
+)
 from chainwax.router.gate import Gate
 from chainwax.router.prices import Price
 from chainwax.router.queue import CallQueue
@@ -40,7 +47,13 @@ class LLMInstance:
         price: Price,
         clock: Clock = SYSTEM_CLOCK,
         share: Share = ALL,
+        *,
+        lent: bool = False,
     ) -> None:
+        """``share`` is this process's part of the slots; with ``lent`` they come from a lender.
+
+        Raises :class:`ConfigError` where a fixed part is none.
+        """
         self.name = name
         self.config = config
         self.tier = Tier(config.tier)
@@ -49,7 +62,17 @@ class LLMInstance:
         self.recorder = LLMRecorder(clock)
         # An embedded engine is the process's own; all other servers are there for all processes.
         self._share = ALL if config.backend == "llamacpp" else share
-        self.queue = CallQueue(self._share.slots(config.limit or DEFAULT_LIMIT), clock)
+        self.lent = lent and config.backend != "llamacpp"
+        """Whether its slots are lent."""
+        self.has_rate = config.requests_per_minute is not None or config.tokens_per_minute is not None
+        """Whether there is a limit for each minute."""
+        self.slots = config.limit
+        """Of the whole model; None where nobody has told yet."""
+        self.answered = 0
+        """Requests that have ended."""
+        self.tokens = 0
+        """Tokens that they took, in and out."""
+        self.queue = CallQueue(0 if self.lent else self._part(config.limit or DEFAULT_LIMIT), clock)
         self.arms: tuple[Arm, ...] = tuple(
             Arm(name, effort=effort, max_tokens=limit, precision=config.precision)
             for effort in (config.efforts or (None,))
@@ -73,8 +96,11 @@ class LLMInstance:
             self._started = asyncio.get_running_loop().create_future()
             try:
                 slots = await self.backend.start()
-                if self.config.limit is None and slots:
-                    self.queue.limit = self._share.slots(slots)
+                if self.config.limit is None:
+                    self.slots = slots or DEFAULT_LIMIT
+                    if not self.lent:
+                        self.queue.limit = self._part(self.slots)
+                        self.queue.hand_out()
                 self._started.set_result(None)
             except Exception as error:
                 self._started.set_exception(error)
@@ -102,6 +128,13 @@ class LLMInstance:
         clock = self._clock
         node = query.node
         arrived = clock.monotonic()
+        unready: Exception | None = None
+        if self.slots is None and (self._started is None or not self._started.done()):
+            # It is the server that says how many it serves at once.
+            try:
+                await self.start()
+            except Exception as caught:
+                unready = caught
         await self.queue.enter(node.priority, deadline, again=again)
         while gate is not None and not gate.claim():
             self.queue.leave()
@@ -117,6 +150,8 @@ class LLMInstance:
         recorded_s: float | None = None
         in_flight = self.queue.in_flight
         try:
+            if unready is not None:
+                raise unready
             if self._started is None or not self._started.done():
                 await self.start()
                 begun = clock.monotonic()
@@ -139,6 +174,8 @@ class LLMInstance:
             # A fault of ours in a backend must cost this call only.
             error = BackendRefused(f"{self.name}: {type(caught).__name__}: {caught}")
         finally:
+            self.answered += 1
+            self.tokens += attempt.usage.input + attempt.usage.output
             self.queue.leave()
         attempt.latency_s = clock.monotonic() - begun if recorded_s is None else recorded_s
         if error is not None:
@@ -168,6 +205,16 @@ class LLMInstance:
             await asyncio.gather(*self._groups, return_exceptions=True)
         if self._started is not None:
             await self.backend.close()
+
+    def _part(self, slots: int) -> int:
+        """This process's fixed part. Raises :class:`ConfigError` where it is none."""
+        part = self._share.slots(slots)
+        if part < 1:
+            raise ConfigError(
+                f"model '{self.name}' has {slots} slots, and {self._share.of} processes ask it: with [redis] "
+                "they lend them to each other, else there may be no more processes than slots"
+            )
+        return part
 
     def _suffer(self, error: BackendError) -> None:
         if isinstance(error, BackendBusy):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chainwax.router.errors import Cancelled
 from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import RecordedCall
 from chainwax.router.router import LLMRouter
+from chainwax.router.share import Away, ResponseStore
 from chainwax.router.types import CallRef, CallResult, Message, NodeSpec, Query, call_id
 
 if TYPE_CHECKING:
     from chainwax.router.manager import LLMManager
 
 __all__ = ["Done", "LLMInterface"]
+
+_LOOK_AGAIN = 0.5
 
 Done = Callable[[Query, CallResult], None]
 """Takes an answer, on a thread of the router's; must be quick and must not raise."""
@@ -110,11 +113,40 @@ class LLMInterface:
         found: dict[str, RecordedCall] = {}
         if self._manager.resumed:
             found = self._manager.recording.find([q.call_id for q in queries])
-        create_task = asyncio.get_running_loop().create_task
+            store = self._manager.store
+            if store is not None and any(_unknown(found, q) for q in queries):
+                self._keep(self._look_elsewhere(store, queries, found, done))
+                return
+        self._begin(queries, found, done)
+
+    def _begin(self, queries: Sequence[Query], found: dict[str, RecordedCall], done: Done) -> None:
         for query in queries:
-            task = create_task(self._see_through(query, found.get(query.call_id), done))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(self._see_through(query, found.get(query.call_id), done))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_elsewhere(
+        self, store: ResponseStore, queries: Sequence[Query], found: dict[str, RecordedCall], done: Done
+    ) -> None:
+        """Begin once it is known what other machines answered. While that cannot be told, nothing is paid."""
+        try:
+            while True:
+                try:
+                    found |= await store.find([q.call_id for q in queries if _unknown(found, q)])
+                    break
+                except Away:
+                    await asyncio.sleep(_LOOK_AGAIN)
+        except asyncio.CancelledError:
+            for query in queries:
+                result = CallResult(query.call_id, self.node.id)
+                result.error = Cancelled(f"node '{self.node.id}': the run was stopped")
+                self.recorder.finished(result)
+                done(query, result)
+            return
+        self._begin(queries, found, done)
 
     async def _see_through(self, query: Query, found: RecordedCall | None, done: Done) -> None:
         result = await self.router.answer(query, found)
@@ -128,3 +160,8 @@ class LLMInterface:
             done(query, result)
         else:
             self._manager.recording.result(query, result, lambda: done(query, result))
+
+
+def _unknown(found: dict[str, RecordedCall], query: Query) -> bool:
+    call = found.get(query.call_id)
+    return call is None or call.status != "ok"

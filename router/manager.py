@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import dataclasses
 import logging
 import math
@@ -12,33 +11,35 @@ import threading
 import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import uvloop
 
+from chainwax.router import saved
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
 from chainwax.router.background import Background
 from chainwax.router.certificate import Certificate, Certified, certified_flow
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
-from chainwax.router.errors import ConfigError, UnknownName
-from chainwax.router.feedback import FeedbackBus, SharedBus
+from chainwax.router.errors import ConfigError, RecordingError, UnknownName
+from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.prices import Prices
 from chainwax.router.prompt import Prompt
+from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
-from chainwax.router.share import ALL, Share
+from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
-__all__ = ["LLMManager", "default_manager", "get_model"]
+__all__ = ["LLMManager"]
 
 log = logging.getLogger("chainwax")
 T = TypeVar("T")
@@ -52,9 +53,10 @@ _SETTLE_SECONDS = 30.0
 class LLMManager:
     """The runtime of the router.
 
-    ``backends`` replaces configured backends by name, for tests. ``share`` is this process's part of limits
-    and budgets, where several serve a run. A manager starts its loop when it is
-    first used, and is given back by :meth:`close` (or as a context manager).
+    ``backends`` replaces configured backends by name, for tests. Where several processes serve a run,
+    ``share`` says which of them this one is; ``lender`` lends it of the limits and budgets that are there
+    for all, else it has a fixed part of each; ``store`` keeps the answers where all find them. A manager
+    starts its loop when it is first used, and is given back by :meth:`close` (or as a context manager).
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class LLMManager:
         backends: Mapping[str, Backend] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         share: Share = ALL,
+        lender: Lender | None = None,
+        store: ResponseStore | None = None,
     ) -> None:
         self.share = share
         self.settings = settings if settings is not None else load_settings()
@@ -85,6 +89,11 @@ class LLMManager:
         """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
         self._shared = bus if isinstance(bus, SharedBus) else None
+        self.store = store
+        self.lost: str | None = None
+        """Why the run stops: what the processes share is gone for too long."""
+        self._lender = lender
+        self._spent_before: Mapping[str, float] = {}
         self.called: Callable[[str, Query, CallResult], None] | None = None
         """Where answered calls are told of, where the bus is one of many processes."""
         self._backends = dict(backends or {})
@@ -93,12 +102,26 @@ class LLMManager:
         self._lock = threading.RLock()
         self._closed = False
         self._flow: str | None = None
-        self._snapshots: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         for name, config in self.settings.models.items():
             if config.enabled:
                 self._add_instance(name, config)
+        self._commons: Commons | None = None
+        if lender is not None or any(instance.has_rate for instance in self.instances.values()):
+            self._commons = Commons(
+                lender or OwnHub(clock),
+                self.instances,
+                self._purses,
+                run_id=lambda: self.run_id,
+                part=1.0 if lender is not None else share.amount(1.0),
+                patience=self.settings.redis.patience_seconds,
+                lost=self._give_up,
+                clock=clock,
+            )
         if bus is not None:
             bus.subscribe(self._heard)
+        if isinstance(bus, RelayedBus):
+            bus.recall_to(self._recalled)
         if self._shared is not None:
             self.called = self._shared.called
             self._shared.look_up_with(self._look_up)
@@ -147,21 +170,33 @@ class LLMManager:
         if path is not None and isinstance(self.recording, NoRecording):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.recording = SqliteRecording(
-                path, clock=self.clock, on_error=log.error, content_keys=self.settings.run.content_keys
+                path,
+                clock=self.clock,
+                on_error=log.error,
+                content_keys=self.settings.run.content_keys,
+                also=self.store,
             )
+        if self.store is not None:
+            self.store.open_run(self.run_id)
         known = self.recording.open_run(self.run_id, flow, self._described())
         self.resumed = known or resume
+        if self.resumed:
+            self._spent_before = self.recording.spent(self.run_id)
         for interface in self.interfaces.values():
             self._remember(interface)
         for spec in nodes:
             self.register(spec)
+        tasks = [self._save_snapshots()]
         if self._shared is not None:
+            saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
             self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
+            tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
         else:
             self.loop.call_soon_threadsafe(self.control.read, flow, False)
         self.loop.call_soon_threadsafe(self.control.begun)
-        self._snapshots = self.run(self._save_snapshots_task())
+        self.loop.call_soon_threadsafe(self._begin_tasks, tasks)
+        self.run(asyncio.sleep(0))  # what operators said before counts from the first call on
         return self.resumed
 
     def ensure_run(self, flow: str) -> None:
@@ -189,10 +224,18 @@ class LLMManager:
             if self._loop is not None:
                 # What the bus delivered last is on its way through the loop.
                 self.run(asyncio.sleep(0))
+                if self._shared is not None and self._flow is not None:
+                    saved.keep(self, self._shared, self.recording, self._flow)
         try:
-            self.recording.snapshot(self.run_id, self.snapshot())
-            self.recording.close_run(self.run_id, status)
-            self.recording.close()
+            try:
+                self.recording.snapshot(self.run_id, self.snapshot())
+                self.recording.close_run(self.run_id, status)
+                self.recording.close()
+            finally:
+                if self.store is not None:
+                    self.store.close()
+            if self.lost is not None:
+                raise RecordingError(self.lost)
         finally:
             if self._loop is not None and self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
@@ -259,16 +302,29 @@ class LLMManager:
                 # Each node, in each process, draws from a stream of its own, the same one for the same seed.
                 seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
             )
+            self.give_purse(router)
             interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
             self._remember(interface)
             self.control.registered(interface)
             return interface
 
+    def give_purse(self, router: LLMRouter) -> None:
+        """Let a router spend what its node may by now; what was spent stays spent."""
+        node = router.node
+        if node.budget is None:
+            router.purse = None
+            return
+        budget = node.budget if self._lender is not None else self.share.amount(node.budget)
+        if router.purse is None or router.purse.refresh is None:
+            router.purse = Purse(budget, self._spent_before.get(node.id, 0.0))
+            router.purse.refresh = self._commons.refresh if self._lender and self._commons else None
+        router.purse.budget = budget
+
     def configured(self, spec: NodeSpec) -> NodeSpec:
         """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's.
 
-        What an operator changed since wins over all of them. Its budget is this process's part.
+        What an operator changed since wins over all of them.
         """
         own = self.settings.nodes.get(spec.id, NodeConfig())
         common = self.settings.defaults
@@ -295,8 +351,6 @@ class LLMManager:
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
         changes |= self.control.of(spec, changes["rules"])
-        budget = changes.get("budget", spec.budget)
-        changes["budget"] = None if budget is None else self.share.amount(budget)
         node = dataclasses.replace(spec, **changes)
         check_rules(node.rules, self._model_configs(), node=node.id)
         if node.model is not None and node.model not in self.instances:
@@ -321,6 +375,21 @@ class LLMManager:
         if self._bus is not None:
             self._bus.announce(decision)
 
+    def save_state(self) -> dict[str, Any]:
+        """What all routers have learned and where the bus stands, JSON-ready. Not on the router's own loop.
+
+        Over a bus that remembers, this is also kept in the recording every five minutes and at the end, and
+        :meth:`begin_run` takes it up, so that only what came later is read again.
+        """
+        return saved.save(self, self._shared)
+
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        """Give the registered nodes what :meth:`save_state` gave, before :meth:`begin_run`.
+
+        Whether it was of use: not where it is of another version, or where the bus has another topic now.
+        """
+        return saved.load(self, self._shared, state)
+
     # -- reading --------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
@@ -338,7 +407,7 @@ class LLMManager:
                     "provider": instance.config.provider or instance.config.backend,
                     "asked_for": instance.config.model or name,
                     "api": instance.config.api,
-                    "limit": instance.queue.limit,
+                    "limit": instance.slots or instance.queue.limit,
                     "in_flight": instance.queue.in_flight,
                     "waiting": len(instance.queue),
                     **instance.recorder.snapshot(),
@@ -372,7 +441,24 @@ class LLMManager:
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
         backend = self._backends.get(name) or make_backend(name, config)
-        self.instances[name] = LLMInstance(name, config, backend, price, self.clock, self.share)
+        self.instances[name] = LLMInstance(
+            name, config, backend, price, self.clock, self.share, lent=self._lender is not None
+        )
+
+    def _purses(self) -> dict[str, tuple[Purse, float]]:
+        routers = [(node, interface.router) for (_, node), interface in list(self.interfaces.items())]
+        return {node: (r.purse, r.stats.spent) for node, r in routers if r.purse is not None}
+
+    def _give_up(self, reason: str) -> None:
+        """Stop, to be resumed: whatever waits goes into the snapshot of its operator."""
+        if self.lost is None:
+            self.lost = reason
+            log.error("the run stops: %s", reason)
+        if self.on_fatal is not None:
+            self.on_fatal()
+            self.on_fatal = None
+        for interface in self.interfaces.values():
+            interface.cancel()
 
     def _model_configs(self) -> dict[str, ModelConfig]:
         return {name: instance.config for name, instance in self.instances.items()}
@@ -456,21 +542,7 @@ class LLMManager:
         """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""
         if not self.settings.run.learn_from_recording or self._shared is not None:
             return
-        node = interface.node
-        for known in self.recording.fold(node.flow, node.id):
-            interface.router.learn(
-                Feedback(
-                    node.id,
-                    known.score,
-                    known.call_id,
-                    known.item_key,
-                    known.arm,
-                    known.metric,
-                    known.source,
-                    known.kind,
-                    known.time,
-                )
-            )
+        saved.fold(interface, self.recording)
 
     def _described(self) -> dict[str, Any]:
         described = self.settings.model_dump(mode="json", exclude_defaults=True)
@@ -491,9 +563,11 @@ class LLMManager:
         self._thread = threading.Thread(target=serve, name="chainwax-router", daemon=True)
         self._thread.start()
         self._loop = loop
+        if self._commons is not None:
+            loop.call_soon_threadsafe(self._commons.start)
 
-    async def _save_snapshots_task(self) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(self._save_snapshots())
+    def _begin_tasks(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        self._tasks = [asyncio.get_running_loop().create_task(one) for one in work]
 
     async def _save_snapshots(self) -> None:
         while True:
@@ -514,8 +588,8 @@ class LLMManager:
         if self.background is not None:
             self.background.end()
         self._end_gates()
-        if self._snapshots is not None:
-            self._snapshots.cancel()
+        for task in self._tasks:
+            task.cancel()
         if drain == "sent":
             for instance in self.instances.values():
                 instance.queue.shut()
@@ -526,6 +600,10 @@ class LLMManager:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
+        if self._commons is not None:
+            await self._commons.close()
+        if self.store is not None:
+            await self.store.leave()
         for instance in self.instances.values():
             await instance.close()
 
@@ -541,25 +619,3 @@ def _simulated_without_key(config: ModelConfig) -> ModelConfig:
     if config.simulate_without_key and config.key_env and not os.environ.get(config.key_env):
         return config.model_copy(update={"backend": "simulated"})
     return config
-
-
-_default: LLMManager | None = None
-_default_lock = threading.Lock()
-
-
-def default_manager(path: str | Path | None = None) -> LLMManager:
-    """The process's manager, made from ``chainwax.toml`` when it is first asked for."""
-    global _default
-    with _default_lock:
-        if _default is None or _default._closed:
-            _default = LLMManager(load_settings(path))
-            atexit.register(_default.close)  # nobody else knows when it is no longer wanted
-        return _default
-
-
-def get_model(model_type: str | Sequence[str] = "text", *, node: str = "") -> LLMInterface:
-    """An interface for a model type, from the process's manager.
-
-    >>> get_model("vision")  # doctest: +SKIP
-    """
-    return default_manager().get_model(model_type, node=node)

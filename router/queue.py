@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from collections.abc import Callable
 from typing import Final
 
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
@@ -25,7 +26,13 @@ class CallQueue:
 
     def __init__(self, limit: int, clock: Clock = SYSTEM_CLOCK) -> None:
         self.limit = limit
+        self.permits: int | None = None
+        """Calls that may go in this minute; None where nothing but the slots limits them."""
+        self.lacking: Callable[[], None] | None = None
+        """Called when a call waits that more slots or permits would let go."""
         self.in_flight = 0
+        self.most_in_flight = 0
+        """Since whoever looks at it set it back."""
         self._clock = clock
         self._waiting: list[tuple[int, float, int, asyncio.Future[None]]] = []
         self._arrivals = 0
@@ -38,8 +45,8 @@ class CallQueue:
 
     async def enter(self, priority: int = 0, deadline: float | None = None, *, again: bool = False) -> None:
         """Wait for a slot. ``again`` puts a call that the server sent back at the front of its class."""
-        if self.in_flight < self.limit and not self._waiting and not self._closed_until:
-            self.in_flight += 1
+        if self.in_flight < self.limit and self.permits != 0 and not self._waiting and not self._closed_until:
+            self._go()
             return
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arrivals += 1
@@ -47,23 +54,28 @@ class CallQueue:
         arrival = -self._arrivals if again else self._arrivals
         due = -math.inf if again else (math.inf if deadline is None else deadline)
         heapq.heappush(self._waiting, (rank, due, arrival, slot))
+        if self.lacking is not None and not self._closed_until:
+            self.lacking()
         try:
             await slot
         except asyncio.CancelledError:
             if slot.done() and not slot.cancelled():
-                self.leave()  # the slot was handed over in the same moment: pass it on
+                # The slot was handed over in the same moment: pass it on.
+                if self.permits is not None:
+                    self.permits += 1
+                self.leave()
             raise
 
     def leave(self) -> None:
         """Give a slot back."""
         self.in_flight -= 1
         if self._waiting:
-            self._hand_out()
+            self.hand_out()
 
     def resize(self, limit: int) -> None:
         """Have so many in flight at most from now on; 0 lets nobody in, and what is in flight goes on."""
         self.limit = limit
-        self._hand_out()
+        self.hand_out()
 
     def close_for(self, seconds: float) -> None:
         """Hand out nothing for so long, as a server asked for with Retry-After."""
@@ -89,13 +101,23 @@ class CallQueue:
     def _reopen(self) -> None:
         self._closed_until = 0.0
         self._reopening = None
-        self._hand_out()
+        self.hand_out()
 
-    def _hand_out(self) -> None:
+    def hand_out(self) -> None:
+        """Let go who may: there are more slots or permits."""
         if self._closed_until:
             return
-        while self._waiting and self.in_flight < self.limit:
+        while self._waiting and self.in_flight < self.limit and self.permits != 0:
             slot = heapq.heappop(self._waiting)[3]
             if not slot.done():  # a cancelled call left its place behind
-                self.in_flight += 1
+                self._go()
                 slot.set_result(None)
+        if self._waiting and self.lacking is not None:
+            self.lacking()
+
+    def _go(self) -> None:
+        self.in_flight += 1
+        if self.in_flight > self.most_in_flight:
+            self.most_in_flight = self.in_flight
+        if self.permits is not None:
+            self.permits -= 1

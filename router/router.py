@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chainwax.router.certificate import Certificate, Certified, certified_json
@@ -20,6 +20,7 @@ from chainwax.router.errors import (
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
 from chainwax.router.policies import POLICIES, Plan, Policy, Watching
+from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
@@ -33,6 +34,7 @@ from chainwax.router.types import (
     Mode,
     NodeSpec,
     Query,
+    identity,
 )
 
 __all__ = ["LLMRouter"]
@@ -88,6 +90,7 @@ class LLMRouter:
         self._scores: dict[int, float] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
+        self.purse = None if node.budget is None else Purse(node.budget)
         self.observed = 0
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
@@ -141,19 +144,43 @@ class LLMRouter:
             return
         earlier: float | None = None
         if feedback.call_id:
-            identity = hash((feedback.call_id, feedback.arm, feedback.metric, feedback.source))
-            earlier = self._scores.pop(identity, None)
+            which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
+            earlier = self._scores.pop(which, None)
             if earlier is not None:
                 self._count(state, earlier, -1.0, feedback.kind)
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-            self._scores[identity] = feedback.score
+            self._scores[which] = feedback.score
         self._count(state, feedback.score, 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _UNUSED:
             self._certify(feedback, earlier)
             if isinstance(self.policy, Watching):
                 self.policy.learn(feedback, earlier)
+
+    def state(self) -> dict[str, Any]:
+        """What was learned from feedback, JSON-ready: all of it, to the last bit."""
+        stats = self.stats
+        return {
+            "arms": {
+                s.key: [float(stats.right[s.index]), float(stats.wrong[s.index]), s.scores, s.scored]
+                for s in stats.arms
+            },
+            "served": [stats.served_scores, stats.served_scored],
+            "said": list(self._scores.items()),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        stats = self.stats
+        for key, (right, wrong, scores, scored) in state["arms"].items():
+            arm = stats.by_key.get(key)
+            if arm is not None:
+                stats.right[arm.index], stats.wrong[arm.index] = right, wrong
+                arm.scores, arm.scored = scores, scored
+        stats.served_scores, stats.served_scored = state["served"]
+        stats.version += 1
+        self._scores = dict(state["said"])
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""
@@ -216,6 +243,8 @@ class LLMRouter:
             self._announce(certificate.decision(self.node.id))
 
     async def _see_through(self, query: Query, result: CallResult, known: dict[str, Attempt]) -> None:
+        if self.purse is not None:
+            await self.purse.room(lambda: self.stats.spent)
         plan = self._plan(query)
         for state in plan.shadow:
             # Shadows never hold up the answer.
@@ -236,8 +265,8 @@ class LLMRouter:
         arms: Sequence[ArmState] = self.stats.arms
         if not arms:
             raise NoModelAllowed(f"node '{node.id}': no model is left for it")
-        if node.budget is not None and self.stats.spent >= node.budget:
-            arms = self._within_spent_budget(arms)
+        if self.purse is not None and not self.purse.left(self.stats.spent):
+            arms = self._within_spent_budget(self.purse, arms)
         # Where nothing serves, ask anyway: the error that comes back says why.
         serving = [s for s in arms if s.instance.serves] or arms
         # A fixed model has no other in its place: it is waited for.
@@ -268,7 +297,7 @@ class LLMRouter:
             plan = Plan(arms)
         return plan
 
-    def _within_spent_budget(self, arms: Sequence[ArmState]) -> list[ArmState]:
+    def _within_spent_budget(self, purse: Purse, arms: Sequence[ArmState]) -> list[ArmState]:
         """What costs nothing goes on when the budget is spent; the rest has to stop."""
         free = [s for s in arms if self.stats.mean_cost(s) == 0.0]
         if not self._budget_told:
@@ -283,7 +312,7 @@ class LLMRouter:
         if not free:
             raise BudgetSpent(
                 f"node '{self.node.id}': its budget of ${self.node.budget:g} is spent "
-                f"(${self.stats.spent:.6f}), and no model that it may use is free"
+                f"(${purse.spent(self.stats.spent):.6f}), and no model that it may use is free"
             )
         return free
 

@@ -36,6 +36,7 @@ __all__ = [
     "Usage",
     "call_id",
     "content_key",
+    "identity",
 ]
 
 Message = dict[str, Any]
@@ -318,6 +319,12 @@ def call_id(run: str, node: NodeSpec, item_key: str, position: str, messages: Se
     return _digest(
         (run, node.flow, node.id, item_key, position, _canonical(messages), _canonical(node.params.as_json()))
     )
+
+
+def identity(*parts: str) -> int:
+    """A number that stands for some texts, the same one in every process; 64 bits."""
+    text = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def content_key(messages: Sequence[Message], arm: Arm, params: Params, answer: str) -> str:

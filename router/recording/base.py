@@ -55,6 +55,10 @@ class Recording(Protocol):
         """What is recorded of calls: on a resumed run, what need not be asked again."""
         ...
 
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Dollars that a run has paid by now, by node."""
+        ...
+
     def find_content(self, keys: Sequence[str]) -> dict[str, Attempt]:
         """Answers of any run by content key."""
         ...
@@ -89,6 +93,14 @@ class Recording(Protocol):
 
     def controls(self, flow: str) -> Sequence[Mapping[str, Any]]:
         """What operators changed of a flow while it runs, in the order in which they said it."""
+        ...
+
+    def keep_state(self, flow: str, state: str) -> None:
+        """Keep what the routers of a flow know, in place of what was kept before."""
+        ...
+
+    def kept_state(self, flow: str) -> str | None:
+        """What was kept last."""
         ...
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -128,6 +140,10 @@ class NoRecording:
         """Nothing is found."""
         return {}
 
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Nothing is known."""
+        return {}
+
     def find_content(self, keys: Sequence[str]) -> dict[str, Attempt]:
         """Nothing is found."""
         return {}
@@ -159,6 +175,13 @@ class NoRecording:
     def controls(self, flow: str) -> Sequence[Mapping[str, Any]]:
         """Nobody can say anything."""
         return ()
+
+    def keep_state(self, flow: str, state: str) -> None:
+        """Not kept."""
+
+    def kept_state(self, flow: str) -> str | None:
+        """Nothing was kept."""
+        return None
 
     def flush(self, timeout: float | None = None) -> bool:
         """Nothing to wait for."""

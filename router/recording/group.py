@@ -63,6 +63,10 @@ class Group:
         """What the recorders of a run say now, in place of what they said before."""
         self._snapshots[f"snapshot:{run}"] = make.json_text(snapshot)
 
+    def state(self, flow: str, state: str) -> None:
+        """What the routers of a flow know, in place of what they knew before."""
+        self._snapshots[f"state:{flow}"] = state
+
     def attempt(self, run: str, query: Query, attempt: Attempt) -> None:
         """An attempt on its own."""
         self._tables["attempts"].append(make.attempt_row(run, query, attempt, self._content_keys))

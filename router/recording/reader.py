@@ -108,6 +108,15 @@ class RecordingReader:
                 found[row[-1]] = attempt_of(row[:-1])
         return found
 
+    def spent(self, run_id: str) -> dict[str, float]:
+        """Dollars that a run has paid by now, by node."""
+        return dict(
+            self._all(
+                "SELECT node, total(cost_usd) FROM attempts WHERE run = ? AND reused = 0 GROUP BY 1",
+                (run_id,),
+            )
+        )
+
     def arm_of(self, call_id: str) -> tuple[str, str] | None:
         """The node and the arm's key of a call that was answered."""
         rows = self._all("SELECT node, arm FROM calls WHERE call_id = ? AND arm IS NOT NULL", (call_id,))
@@ -136,6 +145,11 @@ class RecordingReader:
         """What operators changed of a flow while it runs, in the order in which they said it."""
         rows = self._all("SELECT value FROM meta WHERE key = ?", (f"control:{flow}",))
         return control_rows(rows[0][0]) if rows else []
+
+    def kept_state(self, flow: str) -> str | None:
+        """What the routers of a flow knew when it was kept last; None where it never was."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (f"state:{flow}",))
+        return rows[0][0] if rows else None
 
     def runs(self) -> list[RunInfo]:
         """All runs, oldest first."""

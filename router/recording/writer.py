@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.errors import RecordingError
@@ -24,6 +24,9 @@ from chainwax.router.recording.reader import RecordingReader
 from chainwax.router.recording.rows import DeadLetter, Row, run_row, storable
 from chainwax.router.recording.schema import explain, open_database
 from chainwax.router.types import Attempt, CallResult, Decision, Feedback, Query
+
+if TYPE_CHECKING:
+    from chainwax.router.share import ResponseStore
 
 __all__ = ["SqliteRecording"]
 
@@ -44,6 +47,8 @@ class SqliteRecording(RecordingReader):
     * ``content_keys`` records each attempt's content key, so that a later run can reuse its answer; it costs
       some 4 µs an attempt.
 
+    * ``also`` keeps attempts and results too; a result is durable when it is in both.
+
     Several processes may write one file. Durable means: not lost with the process, at any moment.
 
     Raises :class:`~chainwax.router.errors.RecordingError` where the file cannot be opened.
@@ -58,6 +63,7 @@ class SqliteRecording(RecordingReader):
         content_keys: bool = False,
         most_rows: int = 200_000,
         retry_s: float = 1.0,
+        also: ResponseStore | None = None,
     ) -> None:
         self._write_db = open_database(Path(path), write=True, timeout=_BUSY_S)
         super().__init__(path)
@@ -68,6 +74,7 @@ class SqliteRecording(RecordingReader):
         self._content_keys = content_keys
         self._most_rows = most_rows
         self._retry_s = retry_s
+        self._also = also
         self._run = ""
         self._failed: str | None = None
         self._fatal = False
@@ -126,9 +133,15 @@ class SqliteRecording(RecordingReader):
         """Keep what the recorders of a run say now, for other processes to read; the last one stays."""
         self._put(Group.snapshot, (run_id, snapshot))
 
+    def keep_state(self, flow: str, state: str) -> None:
+        """Keep what the routers of a flow know, in place of what was kept before."""
+        self._put(Group.state, (flow, state))
+
     def attempt(self, query: Query, attempt: Attempt) -> None:
         """Record an attempt that does not end its call: escalated, parallel, shadow, failed."""
         self._put(Group.attempt, (self._run, query, attempt))
+        if self._also is not None:
+            self._also.attempt(query, attempt)
 
     def result(self, query: Query, result: CallResult, on_durable: Callback | None = None) -> None:
         """Record the end of a call with its attempts; those that are there already stay as they are.
@@ -136,6 +149,9 @@ class SqliteRecording(RecordingReader):
         ``on_durable`` is called on the writer's thread, once the rows are durable or it is clear that they
         must wait: it must be quick.
         """
+        if self._also is not None:
+            on_durable = _Both(on_durable)
+            self._also.result(query, result, on_durable)
         self._put(Group.result, (self._run, query, result, self._clock.time()), on_durable)
 
     def feedback(self, feedback: Sequence[Feedback]) -> None:
@@ -319,6 +335,24 @@ class SqliteRecording(RecordingReader):
                 self._on_error(message)
             except Exception:  # whoever listens must not stop the writer
                 logging.getLogger(__name__).exception("on_error of the recording failed")
+
+
+class _Both:
+    """Calls back when it is called the second time."""
+
+    __slots__ = ("_callback", "_left", "_lock")
+
+    def __init__(self, callback: Callback | None) -> None:
+        self._callback = callback
+        self._left = 2
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last and self._callback is not None:
+            self._callback()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -2,12 +2,13 @@
 
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,16 @@ class Cluster:
             },
             bus=bus,
         )
+
+    def unbegun(self):
+        """A manager with its nodes, whose run has not begun."""
+        settings = self.settings()
+        models = {"big": TestModel("yes"), "small": TestModel("yes")}
+        manager = LLMManager(settings, bus=open_bus(settings.bus, FLOW), backends=models)
+        self._stack.callback(manager.close)
+        for node in NODES:
+            manager.register(NodeSpec(node, Prompt("{q}"), Choice(["yes", "no"]), flow=FLOW))
+        return manager
 
     def manager(self, flow=FLOW, run=None, recording=None, form=Form.adaptive, **bus):
         settings = self.settings(recording, **bus)
@@ -492,3 +503,55 @@ def test_thirty_lines_of_java_reach_the_router(cluster, tmp_path):
     subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=60)
     wait_for(lambda: scored(manager) == 1)
     assert router(manager).stats.by_key[arm].scores == 0.25
+
+
+def test_a_saved_state_and_the_tail_are_the_same_as_having_heard_all(cluster, tmp_path):
+    throughout = cluster.manager()
+    first = cluster.manager(recording=tmp_path / "first.db")
+    chance = random.Random(3)
+    calls = [{"call_id": f"c{n}", "node": "route", "arm": chance.choice(["big", "small"])} for n in range(60)]
+
+    def score(n, **more):
+        return {"call_id": f"c{n}", "score": chance.random(), "metric": "m", "source": "s", **more}
+
+    cluster.send({"flow": FLOW, "run": "r", "calls": calls}, topic="calls")
+    cluster.send(*(score(chance.randrange(60)) for _ in range(200)))
+    wait_for(lambda: bus(first, "received") == bus(throughout, "received") == 200)
+    middle = json.loads(json.dumps(first.save_state()))
+    cluster.send(*(score(n) for n in range(5)))
+    wait_for(lambda: bus(first, "received") == 205)
+    first.close()
+    # While it is away: new calls, scores that revise old ones, one whose call comes only then.
+    more = [{"call_id": f"c{n}", "node": "answer", "arm": "big"} for n in range(60, 80)]
+    cluster.send({"flow": FLOW, "run": "r", "calls": more}, topic="calls")
+    cluster.send(*(score(n) for n in range(20, 80)), score(3), b"{")
+    wait_for(lambda: bus(throughout, "received") == 266)
+    late = cluster.manager(recording=tmp_path / "first.db")
+    assert knows(late) == knows(throughout)
+    # It read the tail alone.
+    assert bus(late, "received") == 61
+    # From any moment, and by a process without a recording.
+    other = cluster.unbegun()
+    assert other.load_state(middle)
+    other.begin_run(FLOW)
+    assert knows(other) == knows(throughout)
+    assert bus(other, "received") == 66
+    assert not cluster.unbegun().load_state({**middle, "version": 99})
+    # What comes then is taken the same way.
+    cluster.send(score(3), score(70))
+    wait_for(lambda: bus(late, "received") == 63 and bus(throughout, "received") == 268)
+    assert knows(late) == knows(throughout)
+
+
+def test_a_state_of_another_topic_is_not_taken_up(cluster, tmp_path):
+    first = cluster.manager(recording=tmp_path / "first.db")
+    cluster.send({"node": "route", "arm": "small", "score": 1.0})
+    wait_for(lambda: bus(first, "received") == 1)
+    first.close()
+    cluster.prefix += "x"
+    late = cluster.manager(recording=tmp_path / "first.db")
+    assert scored(late) == 0
+    with closing(sqlite3.connect(tmp_path / "first.db")) as db:
+        db.execute("UPDATE meta SET value = '[7]' WHERE key LIKE 'state:%'")
+        db.commit()
+    assert scored(cluster.manager(recording=tmp_path / "first.db")) == 0

@@ -145,7 +145,8 @@ def test_a_budget_is_shared_by_the_processes(make):
 
     manager = make(share=Share(1, 4))
     say(manager, ("budget", 10.0))
-    assert node(manager).node.budget == 2.5
+    assert node(manager).node.budget == 10.0
+    assert node(manager).router.purse.budget == 2.5
 
 
 def test_a_pin_answers_with_that_model_and_is_taken_back(make):

@@ -1,0 +1,112 @@
+"""What routers have learned, saved and given back, so that a late start need not hear all of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from chainwax.router.feedback import SharedBus
+from chainwax.router.interface import LLMInterface
+from chainwax.router.recording import Recording
+from chainwax.router.types import Feedback
+
+if TYPE_CHECKING:
+    from chainwax.router.manager import LLMManager
+
+__all__ = ["EVERY", "fold", "keep", "keep_now_and_then", "load", "recall", "save"]
+
+log = logging.getLogger("chainwax")
+
+EVERY = 300.0
+"""Seconds between two times that it is kept: so much of the topic is read again after a crash."""
+_VERSION = 1
+_WAIT_S = 30.0
+
+
+def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
+    """All routers and where the bus stands, at one moment; JSON-ready. Not on the router's loop.
+
+    Raises TimeoutError where the bus is too busy to say.
+    """
+    state: Future[dict[str, Any]] = Future()
+
+    def collect(where: Mapping[str, Any] | None) -> None:
+        routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
+        state.set_result({"version": _VERSION, "bus": where, "nodes": routers})
+
+    if bus is None:
+        manager.loop.call_soon_threadsafe(collect, None)
+    else:
+        # What the bus handed over before is on its way through the loop, and nothing later is.
+        def stands(where: Mapping[str, Any]) -> None:
+            manager.loop.call_soon_threadsafe(collect, where)
+
+        bus.stand(stands)
+    return state.result(_WAIT_S)
+
+
+def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -> bool:
+    """Give registered nodes what was saved; whether it was of use: not where it is of another topic."""
+    if state.get("version") != _VERSION:
+        return False
+    if bus is not None and not (state["bus"] and bus.go_on_from(state["bus"])):
+        return False
+    routers = {node: one.router for (_, node), one in manager.interfaces.items()}
+
+    async def restore() -> None:
+        for node, saved in state["nodes"].items():
+            if node in routers:
+                routers[node].restore(saved)
+
+    manager.run(restore())
+    return True
+
+
+def keep(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str) -> None:
+    """Save into the recording. Never raises: what is not saved is read from the topic again."""
+    try:
+        recording.keep_state(flow, json.dumps(save(manager, bus), separators=(",", ":")))
+    except Exception as error:
+        log.warning("what the routers know cannot be saved now: %r", error)
+
+
+def recall(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str) -> None:
+    """Give the registered nodes what :func:`keep` kept; what came later the bus reads by itself."""
+    text = recording.kept_state(flow)
+    if text is None:
+        return
+    try:
+        if not load(manager, bus, json.loads(text)):
+            log.info("what the routers knew is of another topic, or another version: all is read anew")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("what the routers knew cannot be read, all is read anew: %r", error)
+
+
+def fold(interface: LLMInterface, recording: Recording) -> None:
+    """Have a router learn all that is recorded of its node."""
+    node = interface.node
+    for known in recording.fold(node.flow, node.id):
+        interface.router.learn(
+            Feedback(
+                node.id,
+                known.score,
+                known.call_id,
+                known.item_key,
+                known.arm,
+                known.metric,
+                known.source,
+                known.kind,
+                known.time,
+            )
+        )
+
+
+async def keep_now_and_then(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str) -> None:
+    """For as long as the run runs."""
+    while True:
+        await asyncio.sleep(EVERY)
+        await asyncio.to_thread(keep, manager, bus, recording, flow)
