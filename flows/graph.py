@@ -40,6 +40,7 @@ from chainwax.flows.nodes import (
     StatefulMapNode,
     WindowNode,
     llm_spec,
+    specs_in,
 )
 from chainwax.operators.window import Windows
 from chainwax.router.answers import AnswerForm, Choice, FreeText, Structured
@@ -205,10 +206,10 @@ class Flow:
         if self._specs is None:
             self._specs = {}
             for node in self._nodes.values():
-                if isinstance(node, LLMNode):
-                    info = self.info(node.id)
-                    self._specs[node.id] = replace(
-                        node.spec,
+                info = self.info(node.id)
+                for spec in specs_in(node):
+                    self._specs[spec.id] = replace(
+                        spec,
                         flow=self.id,
                         depth=info.depth,
                         downstream=info.downstream,
