@@ -298,8 +298,12 @@ def tagged(stream: str | None) -> Callable[[list[Item]], list[tuple[str, Item]]]
     return lambda batch: [(stream, item) for item in batch]
 
 
-def of_stream(name: str) -> Callable[[list[Any]], list[Item]]:
-    """The items of one stream, of pairs with failures between them."""
+def of_stream(name: str, *, alone: bool) -> Callable[[list[Any]], list[Item]]:
+    """The items of one stream, of pairs with failures between them; ``alone`` where it is the only one."""
+    if alone:
+        return lambda batch: [
+            out[1] if type(out) is tuple else out for out in batch if type(out) is not FailedItem
+        ]
     return lambda batch: [out[1] for out in batch if type(out) is tuple and out[0] == name]
 
 

@@ -58,6 +58,21 @@ class Group:
         """Whether a member asks models."""
         return any(member.asks for member in self.members)
 
+    @property
+    def is_line(self) -> bool:
+        """Whether its members follow one another, without a state and without models."""
+        return (
+            not self.state
+            and not self.asks
+            and len(self.inputs) == 1
+            and self.members[0].listener.stream == self.inputs[0]
+            and all(
+                after.listener.stream == before.listener.output
+                for before, after in zip(self.members, self.members[1:], strict=False)
+            )
+            and not any(member.touches.changes_item or member.touches.anywhere for member in self.members)
+        )
+
 
 def grouped(world: World) -> list[Group]:
     """The steps of a world, each after those that it hangs on."""
@@ -69,6 +84,7 @@ def grouped(world: World) -> list[Group]:
     _join_by_item(members, union)
     while _join_by_order(members, union):
         pass
+    _join_lines(members, union, world)
     return _groups(members, union, world)
 
 
@@ -156,6 +172,25 @@ def _join_by_order(members: Sequence[Member], union: _Union) -> bool:
         if len(inputs) > 1 and ancestors:
             joined |= union.join([root, *ancestors], "the order of several streams comes together in them")
     return joined
+
+
+def _join_lines(members: Sequence[Member], union: _Union, world: World) -> None:
+    """Listeners that only follow one another are one step: it saves Bytewax the way between them."""
+    free = [not (m.asks or m.touches.writes or m.touches.changes_item or m.touches.anywhere) for m in members]
+    users: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        users.setdefault(member.listener.stream, []).append(index)
+    sizes: dict[int, int] = {}
+    for index in range(len(members)):
+        sizes[union.find(index)] = sizes.get(union.find(index), 0) + 1
+    alone = [free[index] and sizes[union.find(index)] == 1 for index in range(len(members))]
+    for index, member in enumerate(members):
+        after = users.get(member.listener.output, ())
+        own = {stream for stream in member.writes if stream in users and stream != member.listener.output}
+        if alone[index] and member.listener.output in world.anonymous and len(after) == 1 and not own:
+            (follower,) = after
+            if alone[follower]:
+                union.join((index, follower), "they follow one another")
 
 
 def _reached(start: int, edges: dict[int, set[int]]) -> set[int]:
