@@ -22,6 +22,7 @@ from typing import Any
 from greenlet import GreenletExit, greenlet
 
 from chainwax.flows.agents.groups import Group, Member
+from chainwax.flows.agents.questions import FunctionRaised
 from chainwax.flows.agents.saved import dump_state
 from chainwax.flows.chainstream._world import Listener, invoking
 from chainwax.flows.chainstream.stream import items_of
@@ -85,6 +86,8 @@ class AskingRun(Run):
         assert result is not None
         if isinstance(result.error, Cancelled):
             raise GreenletExit
+        if isinstance(result.error, FunctionRaised):
+            raise result.error.original
         if result.error is not None:
             raise result.error
         self.refs.append(result.ref)

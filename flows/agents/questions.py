@@ -10,12 +10,12 @@ from typing import Any
 
 from chainwax.flows.agents.analysis import Question
 from chainwax.flows.chainstream._world import Listener
-from chainwax.router.errors import AnswerInvalid
+from chainwax.router.errors import AnswerInvalid, BackendRefused
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.prompt import Prompt
 from chainwax.router.types import Message, NodeSpec
 
-__all__ = ["AnyText", "Questions", "Site", "messages_of", "sites_of"]
+__all__ = ["AnyText", "FunctionRaised", "Questions", "Site", "messages_of", "sites_of"]
 
 
 class AnyText:
@@ -34,6 +34,14 @@ class AnyText:
     def jsonable(self, value: Any) -> Any:
         """Texts are JSON already."""
         return value
+
+
+class FunctionRaised(BackendRefused):
+    """What a function raised that stands in for a model: the agent gets it as it was."""
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__(str(original))
+        self.original = original
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bytewax.testing import cluster_main, run_main
 
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink, Record
 from chainwax.flows.agents.load import ARRIVALS, agents_flow, as_chainstream, start_agents
+from chainwax.flows.agents.questions import FunctionRaised
 from chainwax.flows.chainstream._world import Listener, World, world_of
 from chainwax.router import LLMManager, ModelConfig, Settings, Tier, Usage, load_settings
 from chainwax.router.backends import Backend, Health, Reply, Request
@@ -190,7 +191,10 @@ class _Function:
 
     async def generate(self, request: Request) -> Reply:
         """What the function says."""
-        text = self._model(list(request.query.messages))
+        try:
+            text = self._model(list(request.query.messages))
+        except Exception as error:
+            raise FunctionRaised(error) from error
         return Reply(text, Usage(), finish_reason="stop", simulated=False)
 
     async def generate_batch(self, requests: Sequence[Request]) -> list[Reply | Exception]:
