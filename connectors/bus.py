@@ -6,14 +6,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainwax.router.config import BusConfig
 from chainwax.router.errors import UnknownName
 from chainwax.router.feedback import FeedbackBus, Learn
 from chainwax.router.types import Decision, Feedback
 
-__all__ = ["InProcessBus", "open_bus"]
+if TYPE_CHECKING:
+    from chainwax.connectors.bus_topics import Topics
+    from chainwax.connectors.kafka.servers import KafkaServers
+
+__all__ = ["InProcessBus", "kafka_of", "open_bus"]
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +88,16 @@ def open_bus(config: BusConfig, flow: str) -> FeedbackBus:
     if config.kind == "memory":
         return InProcessBus()
     # Who needs no Kafka does not wait for its library to load.
+    from chainwax.connectors.kafka_bus import KafkaBus
+
+    servers, topics = kafka_of(config)
+    return KafkaBus(servers, flow=flow, topics=topics, patience=config.catch_up_seconds)
+
+
+def kafka_of(config: BusConfig) -> tuple[KafkaServers, Topics]:
+    """Where Kafka is, and the topics' names, as ``[bus]`` says. Raises ConfigError."""
     from chainwax.connectors.bus_topics import Topics
     from chainwax.connectors.kafka.servers import SERVER_OPTIONS, KafkaServers
-    from chainwax.connectors.kafka_bus import KafkaBus
 
     known = [name for name in SERVER_OPTIONS if name != "servers"]
     for name in config.options:
@@ -94,5 +105,10 @@ def open_bus(config: BusConfig, flow: str) -> FeedbackBus:
             raise UnknownName("key in [bus.options]", name, known)
     options: dict[str, Any] = dict(config.options)
     servers = KafkaServers(config.servers, **options)
-    topics = Topics(*(config.topic(what) for what in ("feedback", "calls", "decisions", "dead-letters")))
-    return KafkaBus(servers, flow=flow, topics=topics, patience=config.catch_up_seconds)
+    return servers, Topics(
+        feedback=config.topic("feedback"),
+        calls=config.topic("calls"),
+        decisions=config.topic("decisions"),
+        dead_letters=config.topic("dead-letters"),
+        control=config.topic("control"),
+    )

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -16,7 +16,7 @@ from chainwax.connectors.bus_topics import Topics
 from chainwax.connectors.kafka.servers import KafkaServers, reason_of, shut
 from chainwax.router.errors import ConfigError
 
-__all__ = ["Handle", "TopicReader", "keys_of"]
+__all__ = ["Handle", "TopicReader", "records_of"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Handle = Callable[[Sequence[Any], bool], None]
 
 
 class TopicReader:
-    """A thread that reads all partitions of two topics, as no group: every process reads everything.
+    """A thread that reads all partitions of three topics, as no group: every process reads everything.
 
     What was there at the start is handed over in the order of its time stamps, over all partitions, the calls
     before the feedback of the same millisecond. A topic that is made anew is read from its beginning.
@@ -42,7 +42,7 @@ class TopicReader:
         self.outages = 0
         self._servers = servers
         self._topics = topics
-        self._names = (topics.calls, topics.feedback)
+        self._names = (topics.calls, topics.feedback, topics.control)
         self._handle = handle
         self._next: dict[tuple[str, str, int], int] = {}
         """Where to read on, by topic, its id, and partition."""
@@ -199,9 +199,8 @@ class TopicReader:
         return out
 
 
-def keys_of(servers: KafkaServers, topic: str) -> set[bytes]:
-    """The keys of all that a topic holds now; none where it does not exist. Raises KafkaError."""
-    keys: set[bytes] = set()
+def records_of(servers: KafkaServers, topic: str) -> Iterator[Any]:
+    """All that a topic holds now; nothing where it does not exist. Raises KafkaError."""
     consumer = servers.connected(
         KafkaConsumer,
         metrics_enabled=False,
@@ -216,7 +215,6 @@ def keys_of(servers: KafkaServers, topic: str) -> set[bytes]:
         ends = consumer.end_offsets(parts)
         while any(consumer.position(part) < end for part, end in ends.items()):
             for records in consumer.poll(_POLL_MS).values():
-                keys.update(record.key for record in records if record.key is not None)
+                yield from records
     finally:
         shut(consumer)
-    return keys

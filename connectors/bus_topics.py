@@ -28,12 +28,13 @@ _told: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of the four topics."""
+    """The names of the five topics."""
 
     feedback: str = "chainwax.feedback"
     calls: str = "chainwax.calls"
     decisions: str = "chainwax.decisions"
     dead_letters: str = "chainwax.dead-letters"
+    control: str = "chainwax.control"
 
     def ensure(self, admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, tuple[str, int]]:
         """Make those of the topics that are not there.
@@ -59,6 +60,9 @@ class Topics:
             # What routers know is all that was ever said to them; the calls are only for looking up.
             "retention.ms": "-1" if name == self.feedback else str(30 * _DAY_MS),
         }
+        if name == self.control:
+            # Of each thing that can be changed, what was said last stays.
+            configs["cleanup.policy"] = "compact"
         # One partition has one order, and with it every router adds up the same numbers the same way.
         topic = {"num_partitions": 1, "replication_factor": -1, "configs": configs}
         try:

@@ -16,7 +16,7 @@ from chainwax.connectors.bus_topics import Topics
 from chainwax.connectors.kafka.servers import KafkaServers, reason_of, shut
 from chainwax.router.errors import ConfigError
 
-__all__ = ["Message", "TopicWriter"]
+__all__ = ["Message", "TopicWriter", "end_producer"]
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class TopicWriter:
         if self._thread is not None:
             self._thread.join(1.0)
         if self._producer is not None:
-            _end(self._producer, 0.2)
+            end_producer(self._producer, 0.2)
         if self.waiting:
             self._lose(self.waiting, "Kafka had not taken them at the end")
 
@@ -162,7 +162,7 @@ class TopicWriter:
         if self._renew:
             self._renew = False
             old, self._producer = self._producer, None
-            _end(old, 5)
+            end_producer(old, 5)
         if self._producer is None:
             self._look()
             self._producer = self._servers.connected(
@@ -224,7 +224,7 @@ class TopicWriter:
         self._again.append(message)
 
 
-def _end(producer: Any, timeout: float) -> None:
+def end_producer(producer: Any, timeout: float) -> None:
     """Close a producer, whether or not it could write all that it has."""
     try:
         shut(producer, timeout=timeout)

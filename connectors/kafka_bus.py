@@ -7,19 +7,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from kafka.errors import KafkaError
 from pydantic_core import to_json
 
 from chainwax.connectors.bus_ledger import Ledger, Parked
-from chainwax.connectors.bus_reader import TopicReader, keys_of
+from chainwax.connectors.bus_reader import TopicReader, records_of
 from chainwax.connectors.bus_topics import Topics
 from chainwax.connectors.bus_writer import Message, TopicWriter
 from chainwax.connectors.kafka.servers import KafkaServers, reason_of
 from chainwax.connectors.wire import (
     SHOWN_CHARS,
     CallsMessage,
+    ControlMessage,
     DeadLetterMessage,
     FeedbackMessage,
     Unreadable,
@@ -28,8 +30,9 @@ from chainwax.connectors.wire import (
     encode_decision,
     encode_feedback,
 )
+from chainwax.router.control import Change
 from chainwax.router.errors import ConfigError
-from chainwax.router.feedback import Learn, LookUp
+from chainwax.router.feedback import Learn, LookUp, Told
 from chainwax.router.types import CallResult, Decision, Feedback, Query
 
 __all__ = ["KafkaBus"]
@@ -72,10 +75,11 @@ class KafkaBus:
         self._servers = servers if isinstance(servers, KafkaServers) else KafkaServers(servers)
         self._servers.client()  # what cannot work is told now
         self._ledger = Ledger(flow)
-        self._unusable: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._old: list[DeadLetterMessage] = []
         self._learners: tuple[Learn, ...] = ()
         self._recall: Learn | None = None
+        self._told: Told | None = None
         self._patience = patience
         self._writer = TopicWriter(self._servers, self.topics, self._messages)
         self._reader = TopicReader(self._servers, self.topics, self._handle)
@@ -115,11 +119,11 @@ class KafkaBus:
             try:
                 out.append(thing if type(thing) is Message else self._message(thing))
             except Unreadable as error:
-                if not self._unusable["unsendable"]:
+                if not self._counts["unsendable"]:
                     log.warning(
                         "feedback bus: what is said of node '%s' cannot be sent: %s", thing.node, error
                     )
-                self._unusable["unsendable"] += 1
+                self._counts["unsendable"] += 1
         announced: list[Message] = []
         for (flow, run), lines in calls.items():
             for at in range(0, len(lines), _CALLS_AT_ONCE):
@@ -160,6 +164,10 @@ class KafkaBus:
 
         self._ledger.look_up = guarded
 
+    def control_with(self, told: Told) -> None:
+        """Have ``told`` called with what operators change; it is called on the bus's own thread."""
+        self._told = told
+
     def catch_up(self, recall: Learn) -> None:
         """Begin to read; returns when ``recall`` was called with all that was said before.
 
@@ -198,7 +206,7 @@ class KafkaBus:
         """What came, what became of it, and what waits; JSON-ready."""
         counts: Counter[str] = Counter(_COUNTED)
         counts.update(self._ledger.counts)
-        counts.update(self._unusable)
+        counts.update(self._counts)
         counts.update(self._writer.counts)
         counts["outages"] += self._reader.outages
         return {
@@ -225,6 +233,8 @@ class KafkaBus:
             try:
                 if record.topic == self.topics.calls:
                     feedback += ledger.calls(decode(CallsMessage, raw))
+                elif record.topic == self.topics.control:
+                    self._control(decode(ControlMessage, raw).change, at, live)
                 else:
                     message = decode(FeedbackMessage, raw)
                     place = f"{record.topic}:{record.partition}:{record.offset}"
@@ -245,6 +255,14 @@ class KafkaBus:
         if feedback:
             self._tell(feedback, live)
 
+    def _control(self, change: Change, at: float, live: bool) -> None:
+        if change.flow != self._flow:
+            self._counts["other_flow"] += 1
+            return
+        self._counts["controls"] += 1
+        if self._told is not None:
+            self._told([replace(change, time=at)], live)
+
     def _tell(self, feedback: list[Feedback], live: bool) -> None:
         learners = self._learners if live or self._recall is None else (self._recall,)
         for learn in learners:
@@ -255,9 +273,9 @@ class KafkaBus:
 
     def _unreadable(self, record: Any, error: Unreadable, live: bool) -> None:
         place = f"{record.topic}:{record.partition}:{record.offset}"
-        if not self._unusable[error.reason]:
+        if not self._counts[error.reason]:
             log.warning("feedback bus: the message at %s is %s: %s", place, error.reason, error)
-        self._unusable[error.reason] += 1
+        self._counts[error.reason] += 1
         self._letter(place, error.reason, str(error), record.value or b"", live)
 
     def _tell_unknown(self, unknown: list[Parked], live: bool) -> None:
@@ -292,7 +310,7 @@ class KafkaBus:
         """Write the letters that nobody wrote while these messages were new."""
         letters, self._old = self._old, []
         try:
-            told = keys_of(self._servers, self.topics.dead_letters)
+            told = {one.key for one in records_of(self._servers, self.topics.dead_letters)}
         except (KafkaError, ConfigError, OSError) as error:
             log.warning("feedback bus: the dead letters cannot be read: %s", reason_of(error))
             told = set()
@@ -302,7 +320,7 @@ class KafkaBus:
 _COUNTED = dict.fromkeys(
     (
         *("received", "passed_on", "late", "duplicate", "out_of_order", "revised", "waited", "unknown_call"),
-        *("other_flow", "malformed", "unknown_version", "huge", "unsendable"),
+        *("controls", "other_flow", "malformed", "unknown_version", "huge", "unsendable"),
         *("written", "lost", "tried_again", "outages"),
     ),
     0,

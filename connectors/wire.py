@@ -10,18 +10,22 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import to_json
 
+from chainwax.router.control import Change, check_change
+from chainwax.router.errors import ConfigError
 from chainwax.router.types import Decision, Feedback, FeedbackKind
 
 __all__ = [
     "MOST_BYTES",
     "CallLine",
     "CallsMessage",
+    "ControlMessage",
     "DeadLetterMessage",
     "DecisionMessage",
     "FeedbackMessage",
     "Unreadable",
     "decode",
     "encode_calls",
+    "encode_control",
     "encode_decision",
     "encode_feedback",
 ]
@@ -105,6 +109,31 @@ class CallsMessage(_Message):
     flow: Name
     run: Name
     calls: Annotated[list[CallLine], Field(max_length=MOST_CALLS)]
+
+
+class ControlMessage(_Message):
+    """One change to a running flow in ``chainwax.control``, keyed by ``flow/node/set``."""
+
+    flow: Annotated[str, Field(min_length=1, max_length=500)]
+    node: Name = ""
+    """Empty for all LLM nodes of the flow."""
+    set: str
+    """``target``, ``budget``, ``pin`` or ``paused``."""
+    value: JsonValue
+    """A share, dollars, a model, true or false; null takes it back."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ControlMessage:
+        try:
+            check_change(self.change)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def change(self) -> Change:
+        """The same for the router."""
+        return Change(self.flow, self.set, self.value, self.node)  # type: ignore[arg-type]  # as was checked
 
 
 class DecisionMessage(_Message):
@@ -215,6 +244,14 @@ def _checked(fields: dict[str, Any]) -> bytes:
         raise Unreadable("malformed", f"it has no form in JSON: {error}") from None
     decode(FeedbackMessage, raw)
     return raw
+
+
+def encode_control(change: Change) -> tuple[bytes, bytes]:
+    """The key and the bytes of a change. Raises :class:`Unreadable` where no process would take it."""
+    fields = {"flow": change.flow, "node": change.node, "set": change.setting, "value": change.value}
+    raw = json.dumps({"version": 1, **fields}).encode()
+    decode(ControlMessage, raw)
+    return f"{change.flow}/{change.node}/{change.setting}".encode("utf-8", "backslashreplace"), raw
 
 
 def encode_decision(decision: Decision, flow: str) -> bytes:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from chainwax.connectors import RecordingSource, StopSwitch, parse_uri
-from chainwax.flows.cluster import Command, run_cluster
+from chainwax.connectors import RecordingSource, StopSwitch
+from chainwax.flows.backfill import backfill_command
+from chainwax.flows.cluster import Command
+from chainwax.flows.control import control_command
 from chainwax.flows.demo.run import demo_job
+from chainwax.flows.execute import execute, job_of
 from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
 from chainwax.flows.models import describe_models, print_models
@@ -25,17 +28,18 @@ from chainwax.flows.options import (
     Debug,
     FlowName,
     Json,
+    RunOptions,
     Sinks,
+    Sources,
     bindings,
     config_name,
     make_console,
     print_json,
+    takes_run_options,
 )
 from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
-from chainwax.flows.report import print_report
-from chainwax.flows.runner import Job, Outcome, run_job
-from chainwax.router import ChainwaxError, ConfigError, Settings, UnknownName, load_settings
+from chainwax.router import ChainwaxError, ConfigError, UnknownName, load_settings
 from chainwax.router.config import BusConfig
 from chainwax.router.export import export_jsonl, export_parquet, import_recording
 from chainwax.router.recording import RecordingReader
@@ -50,71 +54,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(letters_app, name="dead-letters")
+app.command("control")(control_command)
+app.command("backfill")(backfill_command)
 
-_Sources = Annotated[
-    list[str] | None,
-    typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
-]
-_State = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on.")
-]
-_Fresh = Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")]
-_Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")]
 _Processes = Annotated[
     int, typer.Option(min=1, metavar="N", help="Processes; one that dies is started again. Needs --state.")
-]
-_RunId = Annotated[str | None, typer.Option(metavar="ID", help="The new run's id.")]
-_Letters = Annotated[
-    str | None, typer.Option(metavar="URI", help="Write the dead letters there, besides the recording.")
-]
-_Plot = Annotated[
-    Path | None, typer.Option(metavar="FILE.png", help="Draw cost and quality over the stream.")
-]
-_Speed = Annotated[
-    str | None, typer.Option(metavar="SPEED", help="max, 1x (their own time stamps) or a factor such as 10x.")
 ]
 
 
 @app.command("run")
-def run_command(
-    flow: FlowName,
-    source: _Sources = None,
-    sink: Sinks = None,
-    config: ConfigFile = None,
-    state: _State = None,
-    fresh: _Fresh = False,
-    workers: _Workers = 1,
-    processes: _Processes = 1,
-    run_id: _RunId = None,
-    dead_letters: _Letters = None,
-    plot: _Plot = None,
-    speed: _Speed = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+@takes_run_options
+def run_command(flow: FlowName, options: RunOptions, processes: _Processes = 1) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
-    settings = load_settings(config)
-    _check_plot(plot, settings)
-    job = Job(
-        flow=load_flow(flow),
-        settings=settings,
-        sources=bindings("--source", source),
-        sinks=bindings("--sink", sink),
-        dead_letters=dead_letters,
-        state=state,
-        fresh=fresh,
-        run_id=run_id,
-        workers=workers,
-        speed=speed,
-        config_file=config_name(config),
-        debug=debug,
-    )
-    _run(job, plot, as_json, Command(flow, config, processes))
+    job = job_of(load_flow(flow), load_settings(options.config), options)
+    command = Command(flow, options.config, processes)
+    execute(job, plot=options.plot, as_json=options.as_json, command=command)
 
 
 @app.command("replay")
+@takes_run_options
 def replay_command(
     flow: FlowName,
+    options: RunOptions,
     recording: Annotated[Path, typer.Option(metavar="OLD.db", help="The recording of the earlier run.")],
     run: Annotated[str, typer.Option(metavar="ID", help="Which of its runs.")] = "latest",
     record_to: Annotated[Path, typer.Option(metavar="NEW.db", help="The replay's own recording.")] = Path(
@@ -127,68 +88,49 @@ def replay_command(
     only_recorded: Annotated[
         bool, typer.Option("--only-recorded", help="Ask nothing at all: what is not recorded is an error.")
     ] = False,
-    source: _Sources = None,
-    sink: Sinks = None,
-    config: ConfigFile = None,
-    state: _State = None,
-    fresh: _Fresh = False,
-    workers: _Workers = 1,
-    run_id: _RunId = None,
-    dead_letters: _Letters = None,
-    plot: _Plot = None,
-    speed: _Speed = None,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Run a flow over the items of an earlier run, to see what another routing would have cost.
 
     A sink that is not bound drops what it gets. The router starts without what earlier runs learned, unless
     the configuration says learn_from_recording.
     """
-    settings = load_settings(config)
+    settings = load_settings(options.config)
     own: dict[str, Any] = {"recording": record_to}
     if "learn_from_recording" not in settings.run.model_fields_set:
         own["learn_from_recording"] = False
     # What a replay learns is not what happened: it must not reach the routers of a live flow.
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=own), "bus": BusConfig()})
     graph = load_flow(flow)
-    given = bindings("--source", source)
     stop = StopSwitch()
-    sources: dict[str, Any] = dict(given)
+    sources: dict[str, Any] = dict(bindings("--source", options.source))
     with closing(RecordingReader(recording)) as reader:
-        wanted = [name for name in graph.sources if name not in given]
+        wanted = [name for name in graph.sources if name not in sources]
         if wanted:
             run = find_run(reader, graph, run, wanted)
+        speed = options.speed or "max"
         for name in wanted:
-            sources[name] = RecordingSource(recording, run=run, source=name, stop=stop, speed=speed or "max")
+            sources[name] = RecordingSource(recording, run=run, source=name, stop=stop, speed=speed)
         backends = {}
         if reuse_answers or only_recorded:
             models = {name: instance.config for name, instance in usable_models(settings)[0].items()}
             backends = recorded_answers(models, reader, only=only_recorded)
-        job = Job(
-            flow=graph,
-            settings=settings,
+        job = job_of(
+            graph,
+            settings,
+            options,
             sources=sources,
-            sinks={**{name: Nowhere() for name in graph.sinks}, **bindings("--sink", sink)},
+            sinks={**{name: Nowhere() for name in graph.sinks}, **bindings("--sink", options.sink)},
             stop=stop,
-            dead_letters=dead_letters,
-            state=state,
-            fresh=fresh,
-            run_id=run_id,
-            workers=workers,
-            speed=speed,
             backends=backends,
             asks=not only_recorded,
-            config_file=config_name(config),
-            debug=debug,
         )
-        _run(job, plot, as_json)
+        execute(job, plot=options.plot, as_json=options.as_json)
 
 
 @app.command("check")
 def check_command(
     flow: FlowName,
-    source: _Sources = None,
+    source: Sources = None,
     sink: Sinks = None,
     config: ConfigFile = None,
 ) -> None:
@@ -288,7 +230,7 @@ def demo_command(
     """
     job = demo_job(out)
     job.debug = debug
-    _run(job, out / "plot.png", as_json)
+    execute(job, plot=out / "plot.png", as_json=as_json)
 
 
 def main() -> None:
@@ -311,51 +253,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads: say nothing more
         sys.exit(1)
-
-
-def _run(job: Job, plot: Path | None, as_json: bool, command: Command | None = None) -> NoReturn:
-    err = make_console(stderr=True)
-    uris = [uri for uri in (*job.sinks.values(), job.dead_letters) if isinstance(uri, str)]
-    to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in uris)
-    live = err.is_terminal and not (to_stdout and sys.stdout.isatty())
-    if command is not None and command.processes > 1:
-        outcome = run_cluster(job, command, err, live=live)
-    else:
-        outcome = run_job(job, err, live=live)
-    print_report(outcome.report, err if as_json or to_stdout else make_console())
-    if plot is not None:
-        _plot(outcome, job, plot, err)
-    for line in outcome.errors:
-        err.print(line, markup=False, soft_wrap=True)
-    if as_json:
-        print_json(outcome.report.as_json())
-    sys.stdout.flush()
-    raise typer.Exit(outcome.exit_code)
-
-
-def _plot(outcome: Outcome, job: Job, plot: Path, err: Console) -> None:
-    # Here and not above: matplotlib takes half a second to import.
-    from chainwax.flows.plot import plot_run
-
-    assert job.settings.run.recording is not None
-    try:
-        plot_run(job.settings.run.recording, outcome.report.run, plot)
-    except (ChainwaxError, OSError) as error:
-        outcome.errors.append(f"the plot {plot} cannot be drawn: {error}")
-        outcome.exit_code = outcome.exit_code or 1
-    else:
-        err.print(f"plot: {plot}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_plot(plot: Path | None, settings: Settings) -> None:
-    if plot is None:
-        return
-    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {plot}: a plot is .png, .svg or .pdf")
-    if not plot.parent.is_dir():
-        raise ConfigError(f"--plot {plot}: there is no folder '{plot.parent}'")
-    if settings.run.recording is None:
-        raise ConfigError("--plot needs a recording, and the configuration says that there is none")
 
 
 def _format(path: Path) -> str:

@@ -25,7 +25,7 @@ from chainwax.flows.member import Orders
 from chainwax.flows.merged import merged
 from chainwax.flows.processes import Message, Process
 from chainwax.flows.progress import Counts, Progress
-from chainwax.flows.runner import Outcome, how_to_go_on, report_of, say_what_is_known
+from chainwax.flows.runner import Outcome, already_finished, how_to_go_on, report_of, say_what_is_known
 from chainwax.flows.state import RunState
 from chainwax.flows.tally import Tally
 from chainwax.router import ConfigError, RecordingError
@@ -75,6 +75,8 @@ def run_cluster(job: Job, command: Command, console: Console, *, live: bool) -> 
     state = state_of(job, command.processes)
     assert state is not None
     with closing(state):
+        if state.finished:
+            return already_finished(job, str(state.run_id), console)
         run_id = state.run_id or job.settings.run.id or uuid.uuid4().hex[:12]
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(SqliteRecording(path)) as recording:

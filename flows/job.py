@@ -19,7 +19,7 @@ from chainwax.router.backends import Backend
 from chainwax.router.errors import UnknownName
 from chainwax.router.share import Share
 
-__all__ = ["Bound", "Job", "Member", "checked", "state_of"]
+__all__ = ["Backfill", "Bound", "Job", "Member", "checked", "state_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,16 @@ class Member:
     """Host and port of each process, in order."""
     store: Path
     """The recovery store, which all of them use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """How a run beside a live one keeps out of its way."""
+
+    share: float
+    """The most of each model's limit that it takes, above 0 and at most 1."""
+    budget: float | None = None
+    """Dollars for the whole run, earlier starts included."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +71,8 @@ class Job:
     config_file: str | None = None
     """For messages."""
     debug: bool = False
+    backfill: Backfill | None = None
+    """Set where the run is one in the background."""
     member: Member | None = None
     """Set where this process is one of several; the run is then begun and ended by whoever started it."""
 

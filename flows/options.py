@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -17,15 +21,22 @@ __all__ = [
     "Debug",
     "FlowName",
     "Json",
+    "RunOptions",
     "Sinks",
+    "Sources",
     "bindings",
     "config_name",
     "make_console",
     "print_json",
+    "takes_run_options",
 ]
 
 FlowName = Annotated[
     str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]")
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
 ]
 Sinks = Annotated[
     list[str] | None,
@@ -36,6 +47,61 @@ ConfigFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of every command that runs a flow; each field is one, with its help."""
+
+    source: Sources = None
+    sink: Sinks = None
+    config: ConfigFile = None
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on."),
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")] = (
+        False
+    )
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")] = 1
+    run_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The run's id; one that is recorded is not paid for again."),
+    ] = None
+    dead_letters: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Write the dead letters there, besides the recording."),
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw cost and quality over the stream.")
+    ] = None
+    speed: Annotated[
+        str | None,
+        typer.Option(metavar="SPEED", help="max, 1x (their own time stamps) or a factor such as 10x."),
+    ] = None
+    as_json: Json = False
+    debug: Debug = False
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command of typer's the options of :class:`RunOptions`, which it takes as ``options``."""
+    names = [field.name for field in fields(RunOptions)]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(options=RunOptions(**{name: given.pop(name) for name in names}), **given)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(RunOptions, include_extras=True)
+    given = [one for one in inspect.signature(command).parameters.values() if one.name != "options"]
+    defaults = {one.name: one.default for one in given} | {
+        one.name: one.default for one in fields(RunOptions)
+    }
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(k, kind, default=value, annotation=hints[k]) for k, value in defaults.items()]
+    )
+    run.__annotations__ = {name: hints[name] for name in defaults}
+    return run
 
 
 def bindings(option: str, given: list[str] | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -29,6 +29,7 @@ from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
 from chainwax.router import ChainwaxError, LLMManager, RecordingError
+from chainwax.router.background import Background
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.totals import Letters, items_of, letters_of, totals
 from chainwax.router.share import ALL
@@ -45,7 +46,7 @@ class Outcome:
 
     report: RunReport
     exit_code: int
-    """0 finished, 1 failed or not recorded, 130 and 143 stopped."""
+    """0 finished, 1 failed or not recorded, 3 stopped by its budget, 130 and 143 by a signal."""
     errors: list[str] = field(default_factory=list)
     """What to tell the person besides the report, one line each."""
 
@@ -59,12 +60,20 @@ class Ended:
     """Whether Bytewax failed and not the flow: a process beside this one is gone."""
     stopped_by: int = 0
     """The signal that stopped it."""
+    spent: float | None = None
+    """Dollars, where its budget stopped it."""
     errors: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> str:
         """As the recording says it."""
-        return "failed" if self.failed else "stopped" if self.stopped_by else "finished"
+        if self.failed:
+            return "failed"
+        return "stopped" if self.stopped_by or self.spent is not None else "finished"
+
+
+_SPENT = 3
+"""The exit code of a run that its budget stopped."""
 
 
 class Teller(Protocol):
@@ -90,6 +99,8 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     bound = checked(job)
     state = state_of(job)
     with closing(state) if state is not None else nullcontext():
+        if state is not None and state.finished:
+            return already_finished(job, str(state.run_id), console)
         tally = Tally()
         manager, dataflow = _compiled(job, bound, tally, lambda manager: _begin(job, manager, state, console))
         with (
@@ -101,9 +112,15 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
         if state is not None:
             state.end(ended.status)
     report = report_of(job, manager.snapshot(), tally, ended.status, seconds)
-    if ended.stopped_by and not ended.failed:
-        ended.errors.append(how_to_go_on(job))
-        return Outcome(report, 128 + ended.stopped_by, ended.errors)
+    if ended.status == "stopped":
+        if ended.spent is not None and job.backfill is not None:
+            ended.errors.append(
+                f"stopped: its budget of ${job.backfill.budget:g} is spent (${ended.spent:.6f}): the same "
+                "command with a larger one goes on"
+            )
+        else:
+            ended.errors.append(how_to_go_on(job))
+        return Outcome(report, 128 + ended.stopped_by if ended.stopped_by else _SPENT, ended.errors)
     return Outcome(report, 1 if ended.errors else 0, ended.errors)
 
 
@@ -138,10 +155,19 @@ def _compiled(
     job: Job, bound: Bound, tally: Tally, begin: Callable[[LLMManager], None]
 ) -> tuple[LLMManager, Dataflow]:
     share = ALL if job.member is None else job.member.share
+    if job.backfill is not None:
+        share = replace(share, fraction=job.backfill.share)
     bus = open_bus(job.settings.bus, job.flow.id)
     manager = LLMManager(job.settings, bus=bus, backends=job.backends, share=share)
     try:
         begin(manager)
+        if job.backfill is not None:
+            manager.background = Background(
+                manager,
+                budget=job.backfill.budget,
+                spent=_paid_before(manager),
+                on_spent=job.stop.set,
+            )
         dataflow = job.flow.compile(
             {name: counted_source(source, tally) for name, source in bound.sources.items()},
             bound.sinks,
@@ -177,6 +203,8 @@ def _drive(
             ended.gave_up = isinstance(error, _BytewaxGaveUp)
             ended.errors.append(_explained(error, job))
         ended.stopped_by = stopping.signal
+        if manager.background is not None and manager.background.exhausted:
+            ended.spent = manager.background.spent
         try:
             # One of several processes is started again at once: what is paid for is worth waiting for.
             drain: bool | Literal["sent"] = "sent" if ended.failed and job.member else not ended.failed
@@ -230,14 +258,18 @@ class _Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _lost_rows(self) -> None:
+    def _begin(self) -> None:
         self._stop.set()
+        self._manager.stop_waiting()  # a pause must not hold up the end
+
+    def _lost_rows(self) -> None:
+        self._begin()
         self._teller.note("stopping: the recording cannot be written, and too much waits for it")
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal = number
-            self._stop.set()
+            self._begin()
             self._teller.note("stopping: what is under way is finished first; once more to stop at once")
             return
         # Whatever was answered is in the recording already, or is on its way there.
@@ -251,19 +283,50 @@ class _Stopping:
 def _begin(job: Job, manager: LLMManager, state: RunState | None, console: Console) -> None:
     run_id = state.run_id if state is not None else job.run_id
     resumed = state is not None and state.resumed
+    was_finished = run_id is not None and _status(job, run_id) == "finished"
     known = manager.begin_run(job.flow.id, run_id, resume=resumed, nodes=job.flow.specs().values())
     if state is not None:
         state.begin(manager.run_id)
-    say_what_is_known(manager.run_id, resumed, known, console)
+    say_what_is_known(manager.run_id, resumed, known, console, was_finished=was_finished)
 
 
-def say_what_is_known(run_id: str, resumed: bool, known: bool, console: Console) -> None:
+def _status(job: Job, run: str) -> str | None:
+    path = job.settings.run.recording
+    if path is None or not path.exists():
+        return None
+    with closing(RecordingReader(path)) as reader:
+        return reader.status_of(run)
+
+
+def _paid_before(manager: LLMManager) -> float:
+    """What earlier starts of the run cost."""
+    if not isinstance(manager.recording, RecordingReader):
+        return 0.0
+    nodes = totals(manager.recording, manager.run_id).values()
+    return sum(arm.cost_usd - arm.reused_usd for node in nodes for arm in node.arms.values())
+
+
+def already_finished(job: Job, run: str, console: Console) -> Outcome:
+    """A run that is to be run once and was: its report once more, and nothing is done."""
+    console.print(f"run {run} is finished already: nothing is done", markup=False, highlight=False)
+    said: Any = None
+    if job.settings.run.recording is not None:
+        with closing(RecordingReader(job.settings.run.recording)) as reader:
+            said = reader.snapshot_of(run)
+    snapshot = said or {"run": run, "models": {}, "interfaces": {}}
+    return Outcome(report_of(job, snapshot, Tally(), "finished", 0.0), 0)
+
+
+def say_what_is_known(
+    run_id: str, resumed: bool, known: bool, console: Console, *, was_finished: bool = False
+) -> None:
     """Tell of a run that was begun before, or that is in the recording."""
     if resumed:
         console.print(f"going on with run {run_id}, which was not finished", markup=False, highlight=False)
     elif known:
         console.print(
-            f"run {run_id} is in the recording already: what it answered is not asked again",
+            f"run {run_id} is {'finished' if was_finished else 'in the recording'} already: what it answered "
+            "is not asked again",
             markup=False,
             highlight=False,
         )

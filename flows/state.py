@@ -52,6 +52,8 @@ class RunState:
         self.run_id = run_id
         """Of the run to go on with; else what was given."""
         self.resumed = False
+        self.finished = False
+        """Whether the run that is asked for by its id is finished: there is nothing to do."""
         self._file = folder / "run.json"
         self.store = folder / "recovery"
         """Bytewax's part of it."""
@@ -136,7 +138,8 @@ class RunState:
             self._wipe_store()
             return
         run = known["run"]
-        if known["status"] == "finished":
+        self.finished = known["status"] == "finished" and run_id == run
+        if known["status"] == "finished" and not self.finished:
             raise ConfigError(
                 f"--state {self.folder}: run {run} is finished: add --fresh to begin a new one in its place"
             )
@@ -148,12 +151,15 @@ class RunState:
         for name, value in self._bound.items():
             if known["bound"].get(name) != value:
                 raise ConfigError(
-                    f"--state {self.folder}: run {run} is unfinished and has {name} "
+                    f"--state {self.folder}: run {run} is {self._how()} and has {name} "
                     f"{_shown(known['bound'].get(name))}, not {_shown(value)}: put it back to go on, or add "
                     "--fresh to begin a new one"
                 )
         self.run_id = run
-        self.resumed = True
+        self.resumed = not self.finished
+
+    def _how(self) -> str:
+        return "finished" if self.finished else "unfinished"
 
     def _read(self) -> dict[str, Any] | None:
         try:

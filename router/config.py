@@ -35,6 +35,7 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+BusTopic = Literal["feedback", "calls", "decisions", "dead-letters", "control"]
 
 
 class _Section(BaseModel):
@@ -206,16 +207,17 @@ class BusConfig(_Section):
     servers: str | None = None
     """Kafka's addresses, ``host:port`` with commas between; None takes ``CHAINWAX_KAFKA_SERVERS``."""
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")] = "chainwax"
-    """Topics are named after it: ``chainwax.feedback``, ``.calls``, ``.decisions``, ``.dead-letters``."""
-    topics: dict[Literal["feedback", "calls", "decisions", "dead-letters"], str] = {}
+    """Topics are named after it: ``chainwax.feedback``, ``.calls``, ``.decisions``, ``.dead-letters``,
+    ``.control``."""
+    topics: dict[BusTopic, str] = {}
     """Names of topics that do not follow the prefix."""
     options: dict[str, str] = {}
     """TLS and SASL as in a ``kafka://`` URI: ``security_protocol``, ``sasl_mechanism`` …"""
     catch_up_seconds: Positive = 30.0
     """How long reading what was said before may stand still before the start is given up."""
 
-    def topic(self, what: Literal["feedback", "calls", "decisions", "dead-letters"]) -> str:
-        """The name of one of the four topics."""
+    def topic(self, what: BusTopic) -> str:
+        """The name of one of the topics."""
         return self.topics.get(what, f"{self.prefix}.{what}")
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from chainwax.router.control import Change
 from chainwax.router.types import CallResult, Decision, Feedback, Query
 
-__all__ = ["FeedbackBus", "Learn", "LookUp", "SharedBus"]
+__all__ = ["FeedbackBus", "Learn", "LookUp", "SharedBus", "Told"]
 
 Learn = Callable[[Sequence[Feedback]], None]
 """Takes feedback into account; may be called from any thread, and returns at once."""
 
 LookUp = Callable[[str, str, str], tuple[str, str, str] | None]
 """From (call id, node, item key), of which the first or the others may be empty, to (call id, node, arm)."""
+
+
+Told = Callable[[Sequence[Change], bool], None]
+"""Takes up what operators changed, and whether it was said just now; from any thread, and returns at once."""
 
 
 class FeedbackBus(Protocol):
@@ -46,6 +51,10 @@ class SharedBus(FeedbackBus, Protocol):
 
     def look_up_with(self, look_up: LookUp) -> None:
         """Ask this of calls that the bus does not know; it may be called from any thread."""
+        ...
+
+    def control_with(self, told: Told) -> None:
+        """Have ``told`` called with what operators change while the flow runs, and changed before."""
         ...
 
     def catch_up(self, recall: Learn) -> None:

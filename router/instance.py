@@ -10,6 +10,7 @@ from chainwax.router.backends.base import Backend, Health, Reply, Request
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig
 from chainwax.router.errors import BackendBusy, BackendDown, BackendError, BackendRefused, BackendTimeout
+from chainwax.router.gate import Gate
 from chainwax.router.prices import Price
 from chainwax.router.queue import CallQueue
 from chainwax.router.recorder import LLMRecorder
@@ -90,16 +91,22 @@ class LLMInstance:
         shadow: bool = False,
         deadline: float | None = None,
         on_delta: Callable[[str], None] | None = None,
+        gate: Gate | None = None,
     ) -> tuple[Attempt, BackendError | None]:
         """Make one attempt, once a slot is free.
 
-        ``number`` counts the call's attempts; ``again`` says that the same model is asked again.
+        ``number`` counts the call's attempts; ``again`` says that the same model is asked again. Where
+        ``gate`` is closed by then, the slot is given back, and is waited for once more when it opens.
         Returns the attempt, and the error where it failed; never raises but when it is cancelled.
         """
         clock = self._clock
         node = query.node
         arrived = clock.monotonic()
         await self.queue.enter(node.priority, deadline, again=again)
+        while gate is not None and not gate.open:
+            self.queue.leave()
+            await gate.passed()
+            await self.queue.enter(node.priority, deadline, again=again)
         begun = clock.monotonic()
         attempt = Attempt(
             query.call_id, number, arm, self.tier.value, clock.time(), begun - arrived, shadow=shadow

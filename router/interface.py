@@ -27,9 +27,17 @@ class LLMInterface:
     """One node's way to its models."""
 
     def __init__(
-        self, manager: LLMManager, node: NodeSpec, router: LLMRouter, recorder: LLMInterfaceRecorder
+        self,
+        manager: LLMManager,
+        spec: NodeSpec,
+        node: NodeSpec,
+        router: LLMRouter,
+        recorder: LLMInterfaceRecorder,
     ) -> None:
+        self.spec = spec
+        """As the flow says it."""
         self.node = node
+        """As it is now, by the configuration and by what operators changed since."""
         self.router = router
         self.recorder = recorder
         self._manager = manager
@@ -79,6 +87,11 @@ class LLMInterface:
         if result.error is not None:
             raise result.error
         return result.text or ""
+
+    def change(self, node: NodeSpec) -> None:
+        """Go on as the node is now. On the router's loop."""
+        self.node = node
+        self.router.change(node)
 
     async def drained(self) -> None:
         """Wait until nothing is in flight. On the router's loop."""

@@ -19,8 +19,10 @@ import uvloop
 
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
+from chainwax.router.background import Background
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
+from chainwax.router.control import Change, Controls
 from chainwax.router.errors import ConfigError, UnknownName
 from chainwax.router.feedback import FeedbackBus, SharedBus
 from chainwax.router.instance import LLMInstance
@@ -74,6 +76,10 @@ class LLMManager:
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
+        self.control = Controls(self)
+        """What operators changed while it runs."""
+        self.background: Background | None = None
+        """Set where the run is one in the background."""
         self.on_fatal: Callable[[], None] | None = None
         """Called once when the recording loses rows: what is paid for from then on is forgotten."""
         self._bus = bus
@@ -95,6 +101,7 @@ class LLMManager:
         if self._shared is not None:
             self.called = self._shared.called
             self._shared.look_up_with(self._look_up)
+            self._shared.control_with(self._told)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -150,6 +157,9 @@ class LLMManager:
         if self._shared is not None:
             self._shared.catch_up(self._recalled)
             self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
+        else:
+            self.loop.call_soon_threadsafe(self.control.read, flow, False)
+        self.loop.call_soon_threadsafe(self.control.begun)
         self._snapshots = self.run(self._save_snapshots_task())
         return self.resumed
 
@@ -186,6 +196,13 @@ class LLMManager:
             if self._loop is not None and self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join(10)
+
+    def stop_waiting(self) -> None:
+        """Give back as not asked what a pause holds, now and from now on: the run ends. From any thread."""
+        if self.background is not None:
+            self.background.end()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end_gates)
 
     def settle(self) -> None:
         """Wait until nothing is in flight and all feedback that was sent is learned."""
@@ -241,15 +258,16 @@ class LLMManager:
                 # Each node, in each process, draws from a stream of its own, the same one for the same seed.
                 seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
             )
-            interface = LLMInterface(self, node, router, recorder)
+            interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
             self._remember(interface)
+            self.control.registered(interface)
             return interface
 
     def configured(self, spec: NodeSpec) -> NodeSpec:
         """A node as the configuration wants it: ``[nodes.ID]``, else ``[defaults]``, else the flow's.
 
-        Its budget is this process's part.
+        What an operator changed since wins over all of them. Its budget is this process's part.
         """
         own = self.settings.nodes.get(spec.id, NodeConfig())
         common = self.settings.defaults
@@ -274,6 +292,7 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
+        changes |= self.control.of(spec, changes["rules"])
         budget = changes.get("budget", spec.budget)
         changes["budget"] = None if budget is None else self.share.amount(budget)
         node = dataclasses.replace(spec, **changes)
@@ -308,6 +327,7 @@ class LLMManager:
             "run": self.run_id,
             "time": self.clock.time(),
             "refused_feedback": self.refused_feedback,
+            **({"background": True} if self.background is not None else {}),
             **({"bus": self._shared.snapshot()} if self._shared is not None else {}),
             "models": {
                 name: {
@@ -326,6 +346,7 @@ class LLMManager:
                     "type": interface.node.model_type,
                     "priority": interface.node.priority,
                     "router": interface.router.snapshot(),
+                    **self.control.snapshot(interface),
                     **interface.recorder.snapshot(),
                 }
                 for (flow, node), interface in self.interfaces.items()
@@ -360,6 +381,10 @@ class LLMManager:
         if self._closed and (self._loop is None or not self._loop.is_running()):
             return
         self.loop.call_soon_threadsafe(self._learn, feedback)
+
+    def _told(self, changes: Sequence[Change], live: bool) -> None:
+        if not self._closed:
+            self.loop.call_soon_threadsafe(self.control.hear, changes, live)
 
     def _recalled(self, feedback: Sequence[Feedback]) -> None:
         # Whoever heard it first recorded it.
@@ -463,9 +488,18 @@ class LLMManager:
             if self.recording.fatal and self.on_fatal is not None:
                 self.on_fatal()
                 self.on_fatal = None
+            if self._shared is None:
+                self.control.read(self._flow or "")
             self.recording.snapshot(self.run_id, self.snapshot())
 
+    def _end_gates(self) -> None:
+        for interface in list(self.interfaces.values()):
+            interface.router.gate.end()
+
     async def _shut_down(self, drain: bool | Literal["sent"]) -> None:
+        if self.background is not None:
+            self.background.end()
+        self._end_gates()
         if self._snapshots is not None:
             self._snapshots.cancel()
         if drain == "sent":

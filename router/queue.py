@@ -60,6 +60,11 @@ class CallQueue:
         if self._waiting:
             self._hand_out()
 
+    def resize(self, limit: int) -> None:
+        """Have so many in flight at most from now on; 0 lets nobody in, and what is in flight goes on."""
+        self.limit = limit
+        self._hand_out()
+
     def close_for(self, seconds: float) -> None:
         """Hand out nothing for so long, as a server asked for with Retry-After."""
         until = self._clock.monotonic() + seconds

@@ -16,6 +16,7 @@ from chainwax.router.errors import (
     Cancelled,
     NoModelAllowed,
 )
+from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
 from chainwax.router.policies import POLICIES, Plan, Policy
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
@@ -58,9 +59,12 @@ class LLMRouter:
     ) -> None:
         self.node = node
         self.stats = NodeStats(instances)
+        self.gate = Gate(node.id)
+        self._seed = seed
+        self._policies: dict[Form, Policy] = {}
         # In `observe` the policy only says what it would do: it must be one that can learn from shadows.
-        self.policy: Policy = POLICIES[node.form](node, self.stats, seed)
-        self._today: Policy = POLICIES[Form.direct](node, self.stats, seed)
+        self.policy = self._policy_of(node.form)
+        self._today = self._policy_of(Form.direct)
         self._recorder = recorder
         self._recording = recording
         self._publish = publish
@@ -75,6 +79,20 @@ class LLMRouter:
         self.observed_cost = 0.0
         """Dollars that they cost."""
         self._wished = [0] * len(self.stats.arms)
+
+    def change(self, node: NodeSpec) -> None:
+        """Go on as the node is now; what was learned, and what the policies know, stays."""
+        self.node = node
+        self.policy = self._policy_of(node.form)
+        for policy in self._policies.values():
+            policy.node = node
+        self.stats.version += 1
+        self._budget_told = False
+
+    def _policy_of(self, form: Form) -> Policy:
+        if form not in self._policies:
+            self._policies[form] = POLICIES[form](self.node, self.stats, self._seed)
+        return self._policies[form]
 
     async def answer(self, query: Query, found: RecordedCall | None = None) -> CallResult:
         """See one call through. Never raises: what went wrong is in the result.
@@ -178,21 +196,23 @@ class LLMRouter:
             self.stats.served(self.stats.by_key[result.arm.key])
 
     def _plan(self, query: Query) -> Plan:
-        arms = self.stats.arms
-        serving = [s for s in arms if s.instance.serves]
-        # Where nothing serves, ask anyway: the error that comes back says why.
-        arms = serving or arms
+        node = self.node
+        arms: Sequence[ArmState] = self.stats.arms
         if not arms:
-            raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
-        if self.node.budget is not None and self.stats.spent >= self.node.budget:
+            raise NoModelAllowed(f"node '{node.id}': no model is left for it")
+        if node.budget is not None and self.stats.spent >= node.budget:
             arms = self._within_spent_budget(arms)
-        if self.node.mode is Mode.enforce:
-            return self.policy.plan(query, arms)
-        wished = self.policy.plan(query, arms)
-        today = self._today.plan(query, arms)
+        # Where nothing serves, ask anyway: the error that comes back says why.
+        serving = [s for s in arms if s.instance.serves] or arms
+        # A fixed model has no other in its place: it is waited for.
+        fixed = serving if node.model is None else arms
+        if node.mode is Mode.enforce:
+            return self.policy.plan(query, fixed if node.form is Form.direct else serving)
+        wished = self.policy.plan(query, serving)
+        today = self._today.plan(query, fixed)
         self.observed += 1
         self._wished[wished.arms[0].index] += 1
-        others = [s for s in arms if s is not today.arms[0]]
+        others = [s for s in serving if s is not today.arms[0]]
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
         return today
@@ -324,6 +344,7 @@ class LLMRouter:
                 shadow=shadow,
                 deadline=deadline,
                 on_delta=_deltas(query),
+                gate=self.gate,
             )
             result.attempts.append(attempt)
             result.cost_usd += attempt.cost_usd

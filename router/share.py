@@ -15,6 +15,8 @@ class Share:
     """Which process, from 0."""
     of: int = 1
     """How many there are."""
+    fraction: float = 1.0
+    """What of its part it takes: less than 1 leaves room for others."""
 
     def slots(self, total: int) -> int:
         """This process's part of a whole number; the first ones take what is left over.
@@ -24,7 +26,8 @@ class Share:
         >>> [Share(n, 3).slots(16) for n in range(3)], [Share(n, 3).slots(2) for n in range(3)]
         ([6, 5, 5], [1, 1, 1])
         """
-        return max(1, total // self.of + (self.index < total % self.of))
+        part = total // self.of + (self.index < total % self.of)
+        return max(1, int(part * self.fraction))
 
     def amount(self, total: float) -> float:
         """This process's part of an amount.

@@ -29,7 +29,7 @@ class Adaptive:
     """The cheapest arm that is good enough, as far as is known."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
-        self._node = node
+        self.node = node
         self._stats = stats
         self._random = np.random.default_rng(seed)
         self._known: tuple[int, tuple[int, ...]] | None = None
@@ -64,7 +64,7 @@ class Adaptive:
         index = [s.index for s in arms]
         draws = self._random.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
         # The first arm is of the strongest tier that is there: it is good enough by definition.
-        good = draws >= self._node.target * draws[:, :1]
+        good = draws >= self.node.target * draws[:, :1]
         cheapest_first = [arms.index(s) for s in stats.by_cost(arms)]
         first_good = np.argmax(good[:, cheapest_first], axis=1)
         counts = np.bincount(first_good, minlength=len(arms))
@@ -73,7 +73,7 @@ class Adaptive:
         return chances
 
     def _quick_enough(self, arms: Sequence[ArmState]) -> Sequence[ArmState]:
-        wanted = self._node.latency
+        wanted = self.node.latency
         if wanted is None:
             return arms
         quick = [

@@ -34,6 +34,10 @@ class Plan:
 class Policy(Protocol):
     """A form of router, for one node."""
 
+    node: NodeSpec
+    """What the node wants now. The router replaces it when an operator changes something while it runs (and
+    counts up the version of the statistics): read it for each plan."""
+
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """Choose among ``arms``: those that the rules allow and that serve now; never empty.
 

@@ -16,7 +16,7 @@ class Direct:
     """Always the node's ``model``; without one, the strongest that is allowed."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
-        self._node = node
+        self.node = node
         self._stats = stats
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
@@ -28,10 +28,10 @@ class Direct:
         return self._fixed(self._stats.arms).key if self._stats.arms else None
 
     def _fixed(self, arms: Sequence[ArmState]) -> ArmState:
-        wanted = self._node.model
+        wanted = self.node.model
         if wanted is None:
             return arms[0]
         for state in arms:
             if wanted in (state.arm.model, state.key):
                 return state
-        raise NoModelAllowed(f"node '{self._node.id}': its model '{wanted}' is down or not allowed")
+        raise NoModelAllowed(f"node '{self.node.id}': its model '{wanted}' is down or not allowed")

@@ -18,6 +18,7 @@ class Parallel:
     """The strongest and the cheapest others, at once."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
+        self.node = node
         self._stats = stats
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:

@@ -15,6 +15,7 @@ class Switched:
     """Cheapest first, then dearer ones up to the strongest."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
+        self.node = node
         self._stats = stats
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:

@@ -87,6 +87,10 @@ class Recording(Protocol):
         """The id of the call that a node made last about an item key."""
         ...
 
+    def controls(self, flow: str) -> Sequence[Mapping[str, Any]]:
+        """What operators changed of a flow while it runs, in the order in which they said it."""
+        ...
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was handed over is durable; False where it is not in ``timeout`` seconds."""
         ...
@@ -151,6 +155,10 @@ class NoRecording:
     def latest_call(self, node: str, item_key: str) -> str | None:
         """Nothing is known."""
         return None
+
+    def controls(self, flow: str) -> Sequence[Mapping[str, Any]]:
+        """Nobody can say anything."""
+        return ()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Nothing to wait for."""

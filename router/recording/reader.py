@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from chainwax.router.recording.rows import (
 from chainwax.router.recording.schema import explain, open_database
 from chainwax.router.types import Arm, Attempt, FeedbackKind
 
-__all__ = ["RecordingReader", "latest_call"]
+__all__ = ["RecordingReader", "control_rows", "latest_call"]
 
 T = TypeVar("T")
 
@@ -131,10 +132,26 @@ class RecordingReader:
         rows = self._all("SELECT value FROM meta WHERE key = ?", (f"snapshot:{run}",))
         return parse_json(rows[0][0]) if rows else None
 
+    def controls(self, flow: str) -> list[dict[str, Any]]:
+        """What operators changed of a flow while it runs, in the order in which they said it."""
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (f"control:{flow}",))
+        return control_rows(rows[0][0]) if rows else []
+
     def runs(self) -> list[RunInfo]:
         """All runs, oldest first."""
         rows = self._all("SELECT run, flow, config, started, ended, status FROM runs ORDER BY rowid", ())
         return [RunInfo(run, flow, parse_json(config), *rest) for run, flow, config, *rest in rows]
+
+    def running(self) -> list[str]:
+        """The runs that were begun and did not say that they ended, oldest first."""
+        return [
+            run for (run,) in self._all("SELECT run FROM runs WHERE status = 'running' ORDER BY rowid", ())
+        ]
+
+    def status_of(self, run: str) -> str | None:
+        """``running``, ``finished``, ``stopped`` or ``failed``; None where there is no such run."""
+        rows = self._all("SELECT status FROM runs WHERE run = ?", (run,))
+        return rows[0][0] if rows else None
 
     def require_run(self, run: str) -> RunInfo:
         """The run with this id; raises :class:`RecordingError` with the nearest id that there is."""
@@ -177,6 +194,15 @@ class RecordingReader:
                 raise RecordingError(
                     f"the recording '{self.path}' cannot be read: {explain(error)}"
                 ) from None
+
+
+def control_rows(text: str) -> list[dict[str, Any]]:
+    """What a recording holds of changes to a flow; what is not written so is passed over."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def latest_call(db: sqlite3.Connection, node: str, item_key: str) -> str | None:

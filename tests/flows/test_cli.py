@@ -2,11 +2,8 @@
 
 import json
 import socket
-import sys
 
 import pytest
-
-from chainwax.flows.cli import main
 
 FLOW = """
 from chainwax.flows import Flow
@@ -38,52 +35,28 @@ RUN = ("run", "support.py", "--source", "tickets=in.jsonl", "--sink", "out=out.j
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(folder):
     """A folder with a flow, 60 items and two simulated models; the process is in it."""
-    monkeypatch.chdir(tmp_path)
-    path, modules = list(sys.path), set(sys.modules)
-    (tmp_path / "support.py").write_text(FLOW)
-    (tmp_path / "chainwax.toml").write_text(CONFIG)
-    with (tmp_path / "in.jsonl").open("w") as items, (tmp_path / "truth.jsonl").open("w") as truth:
+    (folder / "support.py").write_text(FLOW)
+    (folder / "chainwax.toml").write_text(CONFIG)
+    with (folder / "in.jsonl").open("w") as items, (folder / "truth.jsonl").open("w") as truth:
         for n in range(60):
             right = ("technical", "billing", "other")[n % 3]
             items.write(json.dumps({"id": f"t{n}", "text": f"ticket {n}", "right": right}) + "\n")
             truth.write(json.dumps({"id": f"t{n}", "answers": {"team": right}}) + "\n")
-    yield tmp_path
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if not name.startswith(("chainwax.", "matplotlib", "numpy", "PIL")):
-            del sys.modules[name]
+    return folder
 
 
 @pytest.fixture
-def cli(place, monkeypatch, capfd):
-    """Call the command; its exit code, what it wrote, and its errors."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["chainwax", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
+def cli(place, cli):
+    """The command, in that folder."""
+    return cli
 
 
 def change(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-
-
-def one_line(cli, *args):
-    """What is said of a mistake: one line, no traceback, exit code 2."""
-    code, out, err = cli(*args)
-    assert code == 2, (out, err)
-    assert out == ""
-    assert len(err.splitlines()) == 1, err
-    assert err.startswith("error: ")
-    return err.removeprefix("error: ").strip()
 
 
 # -- run ------------------------------------------------------------------------------------------
@@ -123,7 +96,7 @@ def test_run_again_with_the_same_id_asks_nothing_again(cli):
     cli(*RUN, "--run-id", "mine")
     code, out, err = cli(*RUN, "--run-id", "mine", "--json")
     assert code == 0
-    assert "run mine is in the recording already" in err
+    assert "run mine is finished already" in err
     assert json.loads(out)["calls"] == 60
 
 
@@ -172,7 +145,7 @@ def test_observe_mode_says_what_would_have_been_saved(cli, place):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(cli, args, said):
-    assert said in one_line(cli, *args)
+    assert said in cli.mistake(*args)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +171,7 @@ def test_a_mistake_on_the_command_line_is_one_line(cli, args, said):
 )
 def test_a_mistake_in_the_configuration_is_one_line(cli, place, old, new, said):
     change(place / "chainwax.toml", old, new)
-    assert said in one_line(cli, *RUN)
+    assert said in cli.mistake(*RUN)
 
 
 def test_a_key_that_is_not_set_is_named_before_anything_runs(cli, place, monkeypatch):
@@ -206,7 +179,7 @@ def test_a_key_that_is_not_set_is_named_before_anything_runs(cli, place, monkeyp
     model = 'tier = "strongest"\nmodel = "gpt-4o"\nurl = "https://api.openai.com/v1"\n'
     model += 'key_env = "NO_SUCH_KEY_HERE"'
     (place / "chainwax.toml").write_text(f"[models.gpt]\n{model}\n")
-    assert "models.gpt.key_env: the environment variable NO_SUCH_KEY_HERE is not set" in one_line(cli, *RUN)
+    assert "models.gpt.key_env: the environment variable NO_SUCH_KEY_HERE is not set" in cli.mistake(*RUN)
     code, out, _ = cli("check", "support.py")
     assert code == 1
     assert "NO_SUCH_KEY_HERE is not set" in out
@@ -217,17 +190,17 @@ def test_a_key_that_is_not_set_is_named_before_anything_runs(cli, place, monkeyp
 
 def test_no_model_at_all_is_said_in_one_line(cli, place):
     (place / "chainwax.toml").write_text("")
-    assert "add a [models.NAME] section" in one_line(cli, *RUN)
+    assert "add a [models.NAME] section" in cli.mistake(*RUN)
 
 
 def test_an_unknown_environment_variable_is_said(cli, monkeypatch):
     monkeypatch.setenv("CHAINWAX_RUM__SEED", "1")
-    assert "CHAINWAX_RUM__SEED" in one_line(cli, *RUN)
+    assert "CHAINWAX_RUM__SEED" in cli.mistake(*RUN)
 
 
 def test_a_fault_in_the_users_file_is_a_line_and_a_traceback_only_with_debug(cli, place):
     (place / "support.py").write_text("\n1 / 0\n")
-    assert one_line(cli, *RUN) == "support.py:2: ZeroDivisionError: division by zero"
+    assert cli.mistake(*RUN) == "support.py:2: ZeroDivisionError: division by zero"
     code, _, err = cli(*RUN, "--debug")
     assert code == 2
     assert "Traceback" in err
@@ -365,7 +338,7 @@ def test_models_shows_those_that_cannot_be_used_and_the_others(cli, place, monke
 
 def test_models_of_a_run_that_is_not_there(cli):
     cli(*RUN, "--run-id", "mine")
-    assert "no run 'mime': did you mean 'mine'?" in one_line(cli, "models", "--run", "mime", "--no-health")
+    assert "no run 'mime': did you mean 'mine'?" in cli.mistake("models", "--run", "mime", "--no-health")
     assert json.loads(cli("models", "--run", "mine", "--no-health", "--json")[1])["run"] == "mine"
 
 
@@ -415,16 +388,16 @@ def test_replay_asks_what_is_not_recorded_unless_it_must_not(cli, place):
 def test_replay_of_a_run_of_another_flow_or_without_items(cli, place):
     cli(*RUN, "--run-id", "mine")
     args = ("replay", "support.py", "--recording", "chainwax.db", "--sink", "out=o.jsonl")
-    assert "did you mean 'mine'?" in one_line(cli, *args, "--run", "mime")
+    assert "did you mean 'mine'?" in cli.mistake(*args, "--run", "mime")
     change(place / "support.py", '"support"', '"other"')
-    assert "no run of the flow 'other'" in one_line(cli, *args)
-    assert "is one of the flow 'support'" in one_line(cli, *args, "--run", "mine")
+    assert "no run of the flow 'other'" in cli.mistake(*args)
+    assert "is one of the flow 'support'" in cli.mistake(*args, "--run", "mine")
     change(place / "support.py", '"other"', '"support"')
     change(place / "chainwax.toml", "[run]", "[run]\nrecord_items = false")
     cli(*RUN, "--run-id", "second")
     # The newest run has no items, so the one before is taken.
     assert cli(*args)[0] == 0
-    assert "source of run 'second'" in one_line(cli, *args, "--run", "second")
+    assert "source of run 'second'" in cli.mistake(*args, "--run", "second")
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz", "all.parquet"])
@@ -438,7 +411,7 @@ def test_export_and_import_bring_back_the_same(cli, place, name):
     assert err.startswith(f"{rows} rows read")
     shown = json.loads(cli("models", "--recording", "copy.db", "--no-health", "--json")[1])
     assert set(shown["models"]) == {"big", "small"}
-    assert "no run 'mime'" in one_line(cli, "export", "chainwax.db", name, "--run", "mime")
+    assert "no run 'mime'" in cli.mistake("export", "chainwax.db", name, "--run", "mime")
 
 
 def test_help_and_usage(cli):

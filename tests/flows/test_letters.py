@@ -2,14 +2,12 @@
 
 import json
 import sqlite3
-import sys
 import time
 
 import pytest
 
 from chainwax.connectors import StopSwitch
 from chainwax.flows import Flow
-from chainwax.flows.cli import main
 from chainwax.flows.letters import since_when
 from chainwax.flows.retry import _entries, refusal
 from chainwax.operators.window import Sliding, Tumbling
@@ -57,18 +55,18 @@ LIST = ("dead-letters", "list")
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(folder):
     """A folder with a flow, six items and a simulated model; the process is in it."""
-    monkeypatch.chdir(tmp_path)
-    path, modules = list(sys.path), set(sys.modules)
-    (tmp_path / "f.py").write_text(FLOW)
-    (tmp_path / "chainwax.toml").write_text(CONFIG)
-    write_items(tmp_path)
-    yield tmp_path
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if not name.startswith(("chainwax.", "matplotlib", "numpy", "PIL")):
-            del sys.modules[name]
+    (folder / "f.py").write_text(FLOW)
+    (folder / "chainwax.toml").write_text(CONFIG)
+    write_items(folder)
+    return folder
+
+
+@pytest.fixture
+def cli(place, cli):
+    """The command, in that folder."""
+    return cli
 
 
 def write_items(place, extra=""):
@@ -80,41 +78,12 @@ def write_items(place, extra=""):
         items.write(extra)
 
 
-@pytest.fixture
-def cli(place, monkeypatch, capfd):
-    """Call the command; its exit code, what it wrote, and its errors."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["chainwax", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
-def good(cli, *args):
-    code, out, err = cli(*args)
-    assert code == 0, (out, err)
-    return out
-
-
 def listed(cli, *args):
-    return json.loads(good(cli, *LIST, "--json", *args))["letters"]
+    return json.loads(cli.good(*LIST, "--json", *args))["letters"]
 
 
 def retried(cli, *args):
-    return json.loads(good(cli, *RETRY, "--json", *args))
-
-
-def one_line(cli, *args):
-    code, out, err = cli(*args)
-    assert code == 2, (out, err)
-    assert out == ""
-    assert len(err.splitlines()) == 1, err
-    assert err.startswith("error: ")
-    return err.removeprefix("error: ").strip()
+    return json.loads(cli.good(*RETRY, "--json", *args))
 
 
 def ask(sql, *values):
@@ -141,8 +110,8 @@ def lines(path):
 
 
 def test_list_shows_each_letter_and_counts_them(cli):
-    good(cli, *BOTH)
-    out = good(cli, *LIST)
+    cli.good(*BOTH)
+    out = cli.good(*LIST)
     assert "in.jsonl:2" in out
     assert "in.jsonl:5" in out
     assert "[red]yet[/red]" in out  # what an error says is no markup
@@ -151,14 +120,14 @@ def test_list_shows_each_letter_and_counts_them(cli):
 
 
 def test_list_as_json_and_narrowed_down(cli):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     both = listed(cli)
     assert [x["id"] for x in both] == [1, 2]
     both.sort(key=lambda x: x["key"])  # the order in which they failed is not always the same
     assert [(x["node"], x["key"], x["value"]["n"]) for x in both] == [("look", "t1", 1), ("look", "t4", 4)]
     assert both[0]["parents"][0]["node"] == "team"
     assert both[0]["item_time"] == 60.0
-    assert json.loads(good(cli, *LIST, "--json"))["counts"] == {"look": {"ValueError": 2}}
+    assert json.loads(cli.good(*LIST, "--json"))["counts"] == {"look": {"ValueError": 2}}
     assert len(listed(cli, "--node", "look", "--error", "ValueError", "--since", "1h", "--run", "all")) == 2
     assert listed(cli, "--since", "2999-01-01") == []
     assert listed(cli, "--since", "0s") == []
@@ -166,39 +135,39 @@ def test_list_as_json_and_narrowed_down(cli):
 
 
 def test_latest_is_the_newest_run_that_has_any(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
-    good(cli, *RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
+    cli.good(*RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
     assert {x["run"] for x in listed(cli)} == {"monday"}
-    assert good(cli, *LIST, "--run", "tuesday") == "no dead letters of run 'tuesday'\n"
+    assert cli.good(*LIST, "--run", "tuesday") == "no dead letters of run 'tuesday'\n"
 
 
 def test_a_recording_without_letters_has_none(cli, place):
     (place / "mended").touch()
-    good(cli, *BOTH)
-    assert good(cli, *LIST) == "no dead letters in 'chainwax.db'\n"
+    cli.good(*BOTH)
+    assert cli.good(*LIST) == "no dead letters in 'chainwax.db'\n"
     assert listed(cli, "--node", "whatever") == []
-    assert "nothing to retry" in good(cli, *RETRY)
-    assert "did you mean" not in one_line(cli, "dead-letters", "show", "1")
+    assert "nothing to retry" in cli.good(*RETRY)
+    assert "did you mean" not in cli.mistake("dead-letters", "show", "1")
     assert not (place / "again.jsonl").exists()
 
 
 def test_show_tells_all_of_a_letter(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     number = str(next(x["id"] for x in listed(cli) if x["key"] == "t4"))
-    out = good(cli, "dead-letters", "show", number)
+    out = cli.good("dead-letters", "show", number)
     assert f"dead letter {number} of run monday" in out
     assert "node      look" in out
     assert "after     team: call " in out
     assert '"text": "ticket 4"' in out
     assert "\x1b" not in out
-    assert json.loads(good(cli, "dead-letters", "show", number, "--json"))["value"]["n"] == 4
+    assert json.loads(cli.good("dead-letters", "show", number, "--json"))["value"]["n"] == 4
 
 
 def test_a_large_list_shows_the_newest(cli, place, monkeypatch):
     monkeypatch.setattr("chainwax.flows.letters._SHOWN", 1)
-    good(cli, *BOTH)
-    out = good(cli, *LIST)
+    cli.good(*BOTH)
+    out = cli.good(*LIST)
     assert out.count("in.jsonl:") == 1
     assert "the newest 1 of 2" in out
 
@@ -207,12 +176,12 @@ def test_a_large_list_shows_the_newest(cli, place, monkeypatch):
 
 
 def test_retry_goes_on_where_it_failed_and_pays_and_writes_nothing_twice(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     assert (attempts("team"), attempts("mood")) == (6, 4)
     written = (place / "all.jsonl").read_bytes(), (place / "out.jsonl").read_bytes()
     (place / "mended").touch()
 
-    out = good(cli, *RETRY)
+    out = cli.good(*RETRY)
     assert out.splitlines() == ["run monday: 2 dead letters retried: 2 succeeded, 0 failed again"]
     again = lines(place / "again.jsonl")
     assert [(item["n"], item["seen"], item["team"], item["mood"]) for item in sorted(again, key=key)] == [
@@ -228,10 +197,10 @@ def test_retry_goes_on_where_it_failed_and_pays_and_writes_nothing_twice(cli, pl
     assert [key for (key,) in scored] == [f"t{n}" for n in range(6)]
 
     assert listed(cli) == []
-    assert good(cli, *LIST) == "no dead letters of run 'monday'; 2 settled: see --all\n"
+    assert cli.good(*LIST) == "no dead letters of run 'monday'; 2 settled: see --all\n"
     assert len(listed(cli, "--all")) == 2
-    assert "(settled)" in good(cli, *LIST, "--all")
-    assert "settled   2" in good(cli, "dead-letters", "show", "1")
+    assert "(settled)" in cli.good(*LIST, "--all")
+    assert "settled   2" in cli.good("dead-letters", "show", "1")
 
     for more in ((), ("--id", "1")):
         code, out, _ = cli(*RETRY, *more)
@@ -242,7 +211,7 @@ def test_retry_goes_on_where_it_failed_and_pays_and_writes_nothing_twice(cli, pl
 
 
 def test_what_fails_again_stays_with_its_new_error(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     before = listed(cli)
     (place / "f.py").write_text(FLOW.replace("ValueError(f", "TypeError(f"))
     done = retried(cli)
@@ -256,7 +225,7 @@ def test_what_fails_again_stays_with_its_new_error(cli, place):
 
 
 def test_what_fails_further_down_is_a_letter_there(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
     (place / "broken-below").touch()
     done = retried(cli)
@@ -265,7 +234,7 @@ def test_what_fails_further_down_is_a_letter_there(cli, place):
     assert [(x["id"], x["node"], x["error"]) for x in done["open"]] == [(3, "after", "KeyError")]
     assert [x["id"] for x in listed(cli)] == [3]
     (place / "broken-below").unlink()
-    done = json.loads(good(cli, "dead-letters", "retry", "f.py", "--sink", "out=third.jsonl", "--json"))
+    done = json.loads(cli.good("dead-letters", "retry", "f.py", "--sink", "out=third.jsonl", "--json"))
     assert done["succeeded"] == 1
     assert [item["n"] for item in lines(place / "third.jsonl")] == [4]
 
@@ -284,7 +253,7 @@ flow = Flow("support")
 flow.source("tickets").flat_map("words", words).map("number", lambda w: int(w) if w < "3" else "x" + 1
     if w == "5" else w).sink("out")
 """)
-    good(cli, *RUN)
+    cli.good(*RUN)
     (place / "mended").touch()
     done = retried(cli)
     assert (done["retried"], done["succeeded"], done["failed_again"]) == (6, 5, 1)
@@ -294,19 +263,19 @@ flow.source("tickets").flat_map("words", words).map("number", lambda w: int(w) i
 
 
 def test_retry_of_some(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
     assert retried(cli, "--id", "2")["settled"] == [2]
     assert [x["id"] for x in listed(cli)] == [1]
-    assert "nothing to retry" in good(cli, *RETRY, "--since", "2999-01-01")
+    assert "nothing to retry" in cli.good(*RETRY, "--since", "2999-01-01")
     narrow = ("--node", "look", "--error", "ValueError", "--since", "1d", "--run", "monday")
-    assert "1 succeeded" in good(
-        cli, "dead-letters", "retry", "f.py", "--sink", "out=-.jsonl", *narrow, "--recording", "chainwax.db"
+    assert "1 succeeded" in cli.good(
+        "dead-letters", "retry", "f.py", "--sink", "out=-.jsonl", *narrow, "--recording", "chainwax.db"
     )
 
 
 def test_a_sink_on_stdout_is_not_mixed_with_the_report(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
     code, out, err = cli("dead-letters", "retry", "f.py", "--sink", "out=-")
     assert code == 0
@@ -319,12 +288,12 @@ def test_a_model_that_was_down_is_asked_in_the_retry(cli, place):
     down = 'tier = "strongest"\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\nretries = 0\n'
     down += "input_cost_per_token = 1e-6\noutput_cost_per_token = 1e-6\n"
     (place / "chainwax.toml").write_text(f'[defaults]\nform = "direct"\n[models.big]\n{down}')
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     assert {(x["node"], x["error"]) for x in listed(cli)} == {("team", "BackendDown")}
-    assert "attempt   1 at big" in good(cli, "dead-letters", "show", "1")
+    assert "attempt   1 at big" in cli.good("dead-letters", "show", "1")
     (place / "chainwax.toml").write_text(CONFIG)
     # From this node on the sink 'all' can be reached, too.
-    assert "--sink all=OUT.jsonl" in one_line(cli, *RETRY)
+    assert "--sink all=OUT.jsonl" in cli.mistake(*RETRY)
     done = retried(cli, "--sink", "all=all2.jsonl")
     assert (done["retried"], done["succeeded"]) == (6, 6)
     assert len(lines(place / "all2.jsonl")) == len(lines(place / "again.jsonl")) == 6
@@ -338,14 +307,14 @@ flow = Flow("support")
 say = flow.source("tickets").query("say", "{text}", check=lambda text: Path("mended").exists())
 say.sink("out")
 """)
-    good(cli, *RUN, "--run-id", "monday")
+    cli.good(*RUN, "--run-id", "monday")
     assert attempts("say") == 6
     assert {x["error"] for x in listed(cli)} == {"AnswerInvalid"}
     assert retried(cli)["failed_again"] == 6
     assert attempts("say") == 6
-    assert '  answer  "' in good(cli, "dead-letters", "show", "1")  # what was answered then is still there
+    assert '  answer  "' in cli.good("dead-letters", "show", "1")  # what was answered then is still there
     (place / "mended").touch()
-    done = json.loads(good(cli, "dead-letters", "retry", "f.py", "--sink", "out=third.jsonl", "--json"))
+    done = json.loads(cli.good("dead-letters", "retry", "f.py", "--sink", "out=third.jsonl", "--json"))
     assert done["succeeded"] == 6
     assert attempts("say") == 6
     assert len(lines(place / "third.jsonl")) == 6
@@ -368,7 +337,7 @@ pairs.map("count", count).sink("out")
 
 def test_a_batch_that_failed_is_retried_as_a_whole(cli, place):
     (place / "f.py").write_text(BATCHES)
-    good(cli, *RUN)
+    cli.good(*RUN)
     assert [(x["value"]["n"], x["window_id"]) for x in listed(cli)] == [
         (2, listed(cli)[0]["window_id"]),
         (3, listed(cli)[0]["window_id"]),
@@ -387,7 +356,7 @@ minutes = flow.source("tickets").key("one", lambda item: "k").window("w", Tumbli
 minutes.map("count", lambda values: {"ns": [v["n"] for v in values]}).sink("out")
 """)
     write_items(place, json.dumps({"id": "late", "n": 99, "text": "x", "time": 1}) + "\n")
-    good(cli, *RUN)
+    cli.good(*RUN)
     assert [(x["node"], x["error"]) for x in listed(cli)] == [("w", "Late")]
     code, _, err = cli(*RETRY)
     assert code == 0
@@ -396,18 +365,18 @@ minutes.map("count", lambda values: {"ns": [v["n"] for v in values]}).sink("out"
 
 
 def test_a_retry_does_not_end_a_run_that_goes_on(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     db = sqlite3.connect("chainwax.db")
     db.execute("UPDATE runs SET status = 'stopped', ended = 5.0")
     db.commit()
     db.close()
     (place / "mended").touch()
-    good(cli, *RETRY)
+    cli.good(*RETRY)
     assert ask("SELECT status, ended FROM runs") == [("stopped", 5.0)]
 
 
 def test_a_retry_that_fails_as_a_whole_settles_nothing(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
     (place / "full.jsonl").symlink_to("/dev/full")
     code, out, err = cli("dead-letters", "retry", "f.py", "--sink", "out=full.jsonl")
@@ -421,7 +390,7 @@ def test_a_retry_that_fails_as_a_whole_settles_nothing(cli, place):
 
 
 def test_ctrl_c_lets_a_retry_drain(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "mended").touch()
     (place / "f.py").write_text(
         FLOW.replace(
@@ -495,16 +464,16 @@ def test_which_letters_cannot_be_retried(changed, said):
 def test_letters_that_cannot_be_retried_are_named_and_the_others_retried(cli, place):
     (place / "f.py").write_text(FLOW.replace('return {**item, "seen": True}', "return object()", 1))
     write_items(place, '{"text": \n')
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     kinds = {x["node"]: x for x in listed(cli)}
     assert set(kinds) == {"tickets", "look", "after"}
     assert kinds["after"]["is_repr"]
-    assert "only its repr" in good(cli, "dead-letters", "show", str(kinds["after"]["id"]))
-    said = one_line(cli, *RETRY, "--id", str(kinds["after"]["id"]))
+    assert "only its repr" in cli.good("dead-letters", "show", str(kinds["after"]["id"]))
+    said = cli.mistake(*RETRY, "--id", str(kinds["after"]["id"]))
     assert said.startswith(
         f"dead letter {kinds['after']['id']} (node 'after'): JSON could not hold its value"
     )
-    assert "mend it there" in one_line(cli, *RETRY, "--node", "tickets")
+    assert "mend it there" in cli.mistake(*RETRY, "--node", "tickets")
     (place / "f.py").write_text(FLOW)
     (place / "mended").touch()
     code, out, err = cli(*RETRY)
@@ -515,11 +484,11 @@ def test_letters_that_cannot_be_retried_are_named_and_the_others_retried(cli, pl
 
 
 def test_a_flow_that_has_no_such_node(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     (place / "f.py").write_text(FLOW.replace('map("look"', 'map("loko"'))
-    assert "no node" not in one_line(cli, *RETRY, "--node", "look")
-    assert "unknown node of the flow 'support': 'look': did you mean 'loko'?" in one_line(
-        cli, *RETRY, "--node", "look"
+    assert "no node" not in cli.mistake(*RETRY, "--node", "look")
+    assert "unknown node of the flow 'support': 'look': did you mean 'loko'?" in cli.mistake(
+        *RETRY, "--node", "look"
     )
     code, _, err = cli(*RETRY)
     assert code == 2
@@ -557,47 +526,47 @@ def test_a_flow_that_has_no_such_node(cli, place):
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(cli, place, args, said):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     before = (place / "out.jsonl").read_bytes()
-    assert said in one_line(cli, *args)
+    assert said in cli.mistake(*args)
     assert (place / "out.jsonl").read_bytes() == before
     assert len(ask("SELECT 1 FROM dead_letters WHERE settled IS NULL")) == 2
 
 
 def test_letters_of_other_flows_and_of_two_runs(cli, place):
-    good(cli, *BOTH)
-    good(cli, *RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
-    said = one_line(cli, *RETRY, "--id", "1", "--id", "3")
+    cli.good(*BOTH)
+    cli.good(*RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
+    said = cli.mistake(*RETRY, "--id", "1", "--id", "3")
     assert said == "these dead letters are of the runs monday, tuesday: retry one run at a time"
     (place / "f.py").write_text(FLOW.replace('Flow("support")', 'Flow("suport")'))
-    assert "no run of the flow 'suport': did you mean 'support'?" in one_line(cli, *RETRY)
-    assert "is one of the flow 'support', not of 'suport'" in one_line(cli, *RETRY, "--id", "1")
+    assert "no run of the flow 'suport': did you mean 'support'?" in cli.mistake(*RETRY)
+    assert "is one of the flow 'support', not of 'suport'" in cli.mistake(*RETRY, "--id", "1")
 
 
 def test_without_a_recording_there_is_nothing_to_look_at(cli, place):
     (place / "chainwax.toml").write_text(CONFIG.replace("seed = 1", 'recording = ""'))
-    assert "name one by --recording FILE" in one_line(cli, *LIST)
-    assert "name one by --recording FILE" in one_line(cli, *RETRY)
+    assert "name one by --recording FILE" in cli.mistake(*LIST)
+    assert "name one by --recording FILE" in cli.mistake(*RETRY)
 
 
 def test_a_letter_that_somebody_spoiled_is_named(cli):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     db = sqlite3.connect("chainwax.db")
     db.execute("UPDATE dead_letters SET value = '{' WHERE rowid = 2")
     db.commit()
     db.close()
-    assert "dead letter 2 is malformed" in one_line(cli, "dead-letters", "show", "2")
+    assert "dead letter 2 is malformed" in cli.mistake("dead-letters", "show", "2")
 
 
 def test_a_recording_of_an_earlier_version_is_brought_up_to_date_by_a_run(cli, place):
-    good(cli, *BOTH)
+    cli.good(*BOTH)
     db = sqlite3.connect("chainwax.db")
     for column in ("item_time", "window_id", "parents", "settled"):
         db.execute(f"ALTER TABLE dead_letters DROP COLUMN {column}")
     db.commit()
     db.close()
-    assert "earlier chainwax" in one_line(cli, *LIST)
-    good(cli, *RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
+    assert "earlier chainwax" in cli.mistake(*LIST)
+    cli.good(*RUN, "--sink", "all=all.jsonl", "--run-id", "tuesday")
     assert [x["parents"] for x in listed(cli, "--run", "monday")] == [[], []]
     assert len(listed(cli, "--run", "all")) == 4
     (place / "mended").touch()
