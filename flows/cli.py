@@ -19,7 +19,7 @@ from chainwax.flows.backfill import backfill_command
 from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
 from chainwax.flows.demo.run import demo_job
-from chainwax.flows.execute import execute, job_of
+from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
 from chainwax.flows.models import describe_models, print_models
@@ -66,7 +66,8 @@ _Processes = Annotated[
 @takes_run_options
 def run_command(flow: FlowName, options: RunOptions, processes: _Processes = 1) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
-    job = job_of(load_flow(flow), load_settings(options.config), options)
+    settings = load_settings(options.config)
+    job = job_of(bound_flow(flow, settings, options.source, options.sink), settings, options)
     command = Command(flow, options.config, processes)
     execute(job, plot=options.plot, as_json=options.as_json, command=command)
 
@@ -100,7 +101,7 @@ def replay_command(
         own["learn_from_recording"] = False
     # What a replay learns is not what happened: it must not reach the routers of a live flow.
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=own), "bus": BusConfig()})
-    graph = load_flow(flow)
+    graph = load_flow(flow, agents=settings.agents)
     stop = StopSwitch()
     sources: dict[str, Any] = dict(bindings("--source", options.source))
     with closing(RecordingReader(recording)) as reader:
@@ -135,9 +136,10 @@ def check_command(
     config: ConfigFile = None,
 ) -> None:
     """Check a flow, its configuration and the first items of its sources; ask nothing, connect to nothing."""
+    settings = load_settings(config)
     count = print_check(
-        load_flow(flow),
-        load_settings(config),
+        bound_flow(flow, settings, source, sink),
+        settings,
         bindings("--source", source),
         bindings("--sink", sink),
         Console(highlight=False, soft_wrap=True),

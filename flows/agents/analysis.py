@@ -389,7 +389,8 @@ class _Function(ast.NodeVisitor):
 
     def _global(self, name: str) -> Place:
         space = self._fn.__globals__
-        return Place("global", space, name, f"{space.get('__name__', 'module')}.{name}")
+        # Not the module's own name, which may be another in the next run.
+        return Place("global", space, name, f"{self._reader._listener.agent.agent_id}.py: {name}")
 
 
 def _cells(fn: Any) -> dict[str, Any]:

@@ -12,21 +12,22 @@ from types import ModuleType
 
 from chainwax.flows.agents.groups import Group, grouped
 from chainwax.flows.agents.questions import sites_of
-from chainwax.flows.chainstream._world import World
+from chainwax.flows.chainstream._world import World, enter, identifier
 from chainwax.flows.chainstream.agent import Agent
 from chainwax.flows.check import check_id
 from chainwax.flows.graph import Flow
 from chainwax.flows.nodes import AgentsNode, MergeNode, Node, Port, SinkNode, SourceNode
+from chainwax.router.config import AgentsConfig
 from chainwax.router.errors import ConfigError, UnknownName
 
-__all__ = ["ARRIVALS", "agent_files", "agents_flow", "as_chainstream", "is_agent_file", "start_agents"]
+__all__ = ["ARRIVALS", "agent_files", "agents_flow", "as_chainstream", "load_agents", "start_agents"]
 
 _API = ("action", "agent", "context", "llm", "memory", "stream")
 ARRIVALS = "arrivals"
 """The source of a flow whose items say themselves which stream they arrive on."""
 
 
-def is_agent_file(path: Path) -> bool:
+def _is_agent_file(path: Path) -> bool:
     """Whether a file is written for ChainStream: it imports the module of that name."""
     if path.suffix != ".py" or not path.is_file():
         return False
@@ -46,53 +47,120 @@ def is_agent_file(path: Path) -> bool:
 def agent_files(place: Path) -> list[Path]:
     """The agents' files that a path names: itself, or all below a folder, by name."""
     if place.is_dir():
-        return sorted(path for path in place.rglob("*.py") if is_agent_file(path))
-    return [place] if is_agent_file(place) else []
+        return sorted(path for path in place.rglob("*.py") if _is_agent_file(path))
+    return [place] if _is_agent_file(place) else []
 
 
-@contextlib.contextmanager
-def as_chainstream() -> Iterator[None]:
-    """Have ``import chainstream`` give chainwax's module inside the block, whatever is installed."""
+def put_in_place() -> dict[str, ModuleType]:
+    """Have ``import chainstream`` give chainwax's module; gives what was there before."""
     names = {"chainstream": "chainwax.flows.chainstream"}
     names.update({f"chainstream.{part}": f"chainwax.flows.chainstream.{part}" for part in _API})
     before = {
         name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "chainstream"
     }
     sys.modules.update({name: importlib.import_module(ours) for name, ours in names.items()})
+    return before
+
+
+@contextlib.contextmanager
+def as_chainstream() -> Iterator[None]:
+    """The same inside the block only, whatever is installed."""
+    before = put_in_place()
     try:
         yield
     finally:
-        for name in names:
-            sys.modules.pop(name, None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "chainstream"]:
+            del sys.modules[name]
         sys.modules.update(before)
 
 
-def start_agents(world: World, modules: Iterable[tuple[str, Callable[[], ModuleType]]]) -> None:
-    """Make and start the agents of modules, in order; each is given with its place, for messages.
+Load = Callable[[], ModuleType]
 
-    The world and the module ``chainstream`` must be in place. Raises :class:`ConfigError` where a file holds
-    no agent, and where one cannot be made or started, chained to the agent's own exception.
+
+def start_agents(world: World, modules: Iterable[tuple[str, Load]]) -> dict[str, list[Agent]]:
+    """Make and start the agents of modules; each module is given with its place, for messages.
+
+    One that asks for a stream that another makes is started after it. The world and the module
+    ``chainstream`` must be in place. Gives the agents by place.
+
+    Raises :class:`ConfigError` where a file holds no agent, and where one cannot be made or started, chained
+    to the agent's own exception.
     """
-    for place, load in modules:
-        module = load()
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Agent)
-            and value.__module__ == module.__name__
-            and getattr(value, "is_agent", False)
-        ]
-        if not classes:
-            raise ConfigError(f"{place}: there is no agent in it: a class of cs.agent.Agent")
-        for cls in classes:
+    waiting = [(place, cls) for place, load in modules for cls in _classes(place, load())]
+    started: dict[str, list[Agent]] = {}
+    while waiting:
+        failed: list[tuple[str, type[Agent]]] = []
+        first: BaseException | None = None
+        for place, cls in waiting:
+            kept = (dict(world.agents), dict(world.streams), set(world.anonymous), list(world.listeners))
             try:
                 agent = cls()  # type: ignore[call-arg]  # agents name themselves
                 agent.start()
             except (Exception, SystemExit) as error:
-                raise ConfigError(
-                    f"{place}: agent '{cls.__name__}' cannot be started: {type(error).__name__}: {error}"
-                ) from error
+                world.agents, world.streams, world.anonymous, world.listeners = kept
+                first = first or error
+                failed.append((place, cls))
+            else:
+                started.setdefault(place, []).append(agent)
+        if len(failed) == len(waiting):
+            place, cls = failed[0]
+            assert first is not None
+            why, hint = f"{type(first).__name__}: {first}", ""
+            if isinstance(first, KeyError) and str(first.args[0]).startswith("no stream "):
+                why, hint = first.args[0], " (a stream from outside is bound by --source NAME=URI)"
+            raise ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}") from first
+        waiting = failed
+    return started
+
+
+def _classes(place: str, module: ModuleType) -> list[type[Agent]]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Agent)
+        and value.__module__ == module.__name__
+        and getattr(value, "is_agent", False)
+    ]
+    if not found:
+        raise ConfigError(f"{place}: there is no agent in it, a class of cs.agent.Agent")
+    return found
+
+
+def load_agents(
+    place: str,
+    modules: Sequence[tuple[str, Load]],
+    config: AgentsConfig,
+    sources: Iterable[str] | None,
+    sinks: Iterable[str] | None,
+) -> Flow:
+    """The flow of agents' modules; the API speaks of its world from now on.
+
+    ``sources`` and ``sinks`` are the names of the streams that are bound; None takes all that the agents
+    need, and all that they name. Raises :class:`ConfigError` as :func:`start_agents` and
+    :func:`agents_flow`.
+    """
+    world = World(
+        frozenset(sources or ()),
+        frozenset(sinks or ()),
+        open=sources is None,
+        legacy=config.legacy,
+        strict=config.strict,
+        priorities=dict(config.priority),
+    )
+    put_in_place()
+    enter(world)
+    start_agents(world, modules)
+    for name in config.priority:
+        if name not in world.agents:
+            raise UnknownName("agent in [agents.priority]:", name, world.agents)
+    world.running = True
+    if sinks is None:
+        written = {stream for group in grouped(world) for stream in group.outputs}
+        sinks = [name for name in world.streams if name in written and name not in world.anonymous]
+        sinks = [name for name in sinks if name not in world.given]
+    stem = Path(place).resolve().stem
+    return agents_flow(identifier(stem), world, sources=sorted(world.given), sinks=list(sinks))
 
 
 def agents_flow(

@@ -14,7 +14,17 @@ from chainwax.router.errors import nearest
 if TYPE_CHECKING:
     from chainwax.flows.chainstream.agent import Agent
 
-__all__ = ["Invocation", "Listener", "World", "invoked", "invoking", "world", "world_of"]
+__all__ = [
+    "Invocation",
+    "Listener",
+    "World",
+    "enter",
+    "identifier",
+    "invoked",
+    "invoking",
+    "world",
+    "world_of",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +59,8 @@ class World:
     """Streams that are there before any agent: those that a source is bound to."""
     offered: frozenset[str] = frozenset()
     """Streams that are made when an agent first asks for them: those that a sink is bound to."""
+    open: bool = False
+    """Whether all other streams are there too, once an agent asks for them."""
     legacy: bool = False
     """Whether agents of the older API run: streams are named without an agent, and made when asked for."""
     strict: bool = False
@@ -78,7 +90,9 @@ class World:
     def get(self, stream_id: str) -> str:
         """The stream of a name. Raises KeyError."""
         if stream_id not in self.streams:
-            if not self.legacy and stream_id not in self.offered:
+            if self.open:
+                self.given |= {stream_id}
+            elif not self.legacy and stream_id not in self.offered:
                 raise KeyError(f"no stream {stream_id!r}: {nearest(str(stream_id), self.streams)}")
             self.streams[stream_id] = ""
         return stream_id
@@ -98,7 +112,7 @@ class World:
                 "its graph is made when the agents start"
             )
         name = getattr(fn, "__name__", type(fn).__name__)
-        stem = _identifier(f"{agent.agent_id}-{name}")
+        stem = identifier(f"{agent.agent_id}-{name}")
         taken = {listener.id for listener in self.listeners}
         number = 1
         while (chosen := stem if number == 1 else f"{stem}-{number}") in taken:
@@ -119,8 +133,8 @@ class World:
         ]
 
 
-def _identifier(text: str) -> str:
-    """The same, of letters, digits, '_' and '-' alone, as names of nodes are."""
+def identifier(text: str) -> str:
+    """A text, of letters, digits, '_' and '-' alone, as names of nodes are."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in text)
     return plain if plain[:1].isalpha() or plain[:1] == "_" else f"_{plain}"
 
@@ -152,6 +166,12 @@ def world() -> World:
             "there are no streams and no models"
         )
     return _world
+
+
+def enter(made: World) -> None:
+    """Have the API speak of this world from now on."""
+    global _world
+    _world = made
 
 
 @contextmanager
