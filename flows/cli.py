@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from chainwax.connectors import RecordingSource, StopSwitch
+from chainwax.flows.agents.check import agents_app
 from chainwax.flows.backfill import backfill_command
 from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
@@ -54,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(agents_app, name="agents")
 app.command("control")(control_command)
 app.command("backfill")(backfill_command)
 

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from chainwax.flows.graph import Flow
 from chainwax.router.config import AgentsConfig
 from chainwax.router.errors import ConfigError, UnknownName, nearest
 
-__all__ = ["load_flow", "user_frame"]
+__all__ = ["load_flow", "run_file", "user_frame"]
 
 _OURS = Path(__file__).resolve().parents[1]
 
@@ -42,11 +43,11 @@ def load_flow(
     if files or Path(place).is_dir():
         if not files:
             raise ConfigError(f"{place}: there is no agent in this folder: a file that imports chainstream")
-        modules = [(str(path), lambda path=path: _run_file(path)) for path in files]
+        modules = [(str(path), partial(run_file, path)) for path in files]
         return load_agents(place, modules, agents or AgentsConfig(), sources, sinks)
     if place.endswith(".py") or "/" in place or "\\" in place:
         path = Path(place)
-        module = _run_file(path)
+        module = run_file(path)
         where = str(path)
     else:
         module = _import_module(place)
@@ -77,7 +78,8 @@ def _parted(spec: str) -> tuple[str, str]:
     return place, attr
 
 
-def _run_file(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """The module of a file. Raises :class:`ConfigError` that blames the line."""
     if not path.is_file():
         folder = path.parent
         if not folder.is_dir():

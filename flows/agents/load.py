@@ -20,7 +20,16 @@ from chainwax.flows.nodes import AgentsNode, MergeNode, Node, Port, SinkNode, So
 from chainwax.router.config import AgentsConfig
 from chainwax.router.errors import ConfigError, UnknownName
 
-__all__ = ["ARRIVALS", "agent_files", "agents_flow", "as_chainstream", "load_agents", "start_agents"]
+__all__ = [
+    "ARRIVALS",
+    "agent_files",
+    "agents_flow",
+    "as_chainstream",
+    "load_agents",
+    "put_in_place",
+    "start_agents",
+    "world_for",
+]
 
 _API = ("action", "agent", "context", "llm", "memory", "stream")
 ARRIVALS = "arrivals"
@@ -77,20 +86,34 @@ def as_chainstream() -> Iterator[None]:
 Load = Callable[[], ModuleType]
 
 
-def start_agents(world: World, modules: Iterable[tuple[str, Load]]) -> dict[str, list[Agent]]:
+def start_agents(
+    world: World,
+    modules: Iterable[tuple[str, Load]],
+    refused: Callable[[str, ConfigError], None] | None = None,
+) -> dict[str, list[Agent]]:
     """Make and start the agents of modules; each module is given with its place, for messages.
 
     One that asks for a stream that another makes is started after it. The world and the module
     ``chainstream`` must be in place. Gives the agents by place.
 
     Raises :class:`ConfigError` where a file holds no agent, and where one cannot be made or started, chained
-    to the agent's own exception.
+    to the agent's own exception; with ``refused`` it is called with each such place and error instead.
     """
-    waiting = [(place, cls) for place, load in modules for cls in _classes(place, load())]
+
+    def refuse(place: str, error: ConfigError) -> None:
+        if refused is None:
+            raise error
+        refused(place, error)
+
+    waiting: list[tuple[str, type[Agent]]] = []
+    for place, load in modules:
+        try:
+            waiting += [(place, cls) for cls in _classes(place, load())]
+        except ConfigError as error:
+            refuse(place, error)
     started: dict[str, list[Agent]] = {}
     while waiting:
-        failed: list[tuple[str, type[Agent]]] = []
-        first: BaseException | None = None
+        failed: list[tuple[str, type[Agent], BaseException]] = []
         for place, cls in waiting:
             kept = (dict(world.agents), dict(world.streams), set(world.anonymous), list(world.listeners))
             try:
@@ -98,19 +121,24 @@ def start_agents(world: World, modules: Iterable[tuple[str, Load]]) -> dict[str,
                 agent.start()
             except (Exception, SystemExit) as error:
                 world.agents, world.streams, world.anonymous, world.listeners = kept
-                first = first or error
-                failed.append((place, cls))
+                failed.append((place, cls, error))
             else:
                 started.setdefault(place, []).append(agent)
         if len(failed) == len(waiting):
-            place, cls = failed[0]
-            assert first is not None
-            why, hint = f"{type(first).__name__}: {first}", ""
-            if isinstance(first, KeyError) and str(first.args[0]).startswith("no stream "):
-                why, hint = first.args[0], " (a stream from outside is bound by --source NAME=URI)"
-            raise ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}") from first
-        waiting = failed
+            for place, cls, raised in failed:
+                refuse(place, _not_started(place, cls, raised))
+            break
+        waiting = [(place, cls) for place, cls, _ in failed]
     return started
+
+
+def _not_started(place: str, cls: type[Agent], raised: BaseException) -> ConfigError:
+    why, hint = f"{type(raised).__name__}: {raised}", ""
+    if isinstance(raised, KeyError) and str(raised.args[0]).startswith("no stream "):
+        why, hint = raised.args[0], " (a stream from outside is bound by --source NAME=URI)"
+    error = ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}")
+    error.__cause__ = raised
+    return error
 
 
 def _classes(place: str, module: ModuleType) -> list[type[Agent]]:
@@ -127,6 +155,18 @@ def _classes(place: str, module: ModuleType) -> list[type[Agent]]:
     return found
 
 
+def world_for(config: AgentsConfig, sources: Iterable[str] | None, sinks: Iterable[str] | None) -> World:
+    """A world as the configuration wants it; without sources all streams are there that are asked for."""
+    return World(
+        frozenset(sources or ()),
+        frozenset(sinks or ()),
+        open=sources is None,
+        legacy=config.legacy,
+        strict=config.strict,
+        priorities=dict(config.priority),
+    )
+
+
 def load_agents(
     place: str,
     modules: Sequence[tuple[str, Load]],
@@ -140,14 +180,7 @@ def load_agents(
     need, and all that they name. Raises :class:`ConfigError` as :func:`start_agents` and
     :func:`agents_flow`.
     """
-    world = World(
-        frozenset(sources or ()),
-        frozenset(sinks or ()),
-        open=sources is None,
-        legacy=config.legacy,
-        strict=config.strict,
-        priorities=dict(config.priority),
-    )
+    world = world_for(config, sources, sinks)
     put_in_place()
     enter(world)
     start_agents(world, modules)

@@ -99,7 +99,9 @@ class World:
 
     def create(self, stream_id: str, agent_id: str) -> str:
         """A new stream. Raises KeyError where there is one of this name."""
-        if stream_id in self.streams and not (self.legacy and stream_id not in self.given):
+        if self.open and stream_id in self.given:
+            self.given -= {stream_id}  # it was taken to come from outside
+        elif stream_id in self.streams and not (self.legacy and stream_id not in self.given):
             raise KeyError(f"there is a stream {stream_id!r} already")
         self.streams[stream_id] = agent_id
         return stream_id
