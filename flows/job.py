@@ -90,18 +90,20 @@ class Bound(NamedTuple):
 def checked(job: Job) -> Bound:
     """Sources and sinks, opened. Raises :class:`ConfigError` with all that is wrong with the job."""
     bound = _bound(job)
-    if job.state is not None:
-        _check_agents(job.flow)
+    _check_agents(job.flow, kept=job.state is not None)
     found = check_nodes(job.flow, job.settings, ask=job.asks, file=job.config_file)
     if found.every_problem:
         raise ConfigError("\n".join(found.every_problem))
     return bound
 
 
-def _check_agents(flow: Flow) -> None:
+def _check_agents(flow: Flow, *, kept: bool) -> None:
     """Refuse agents whose state could not be brought back, where it would have to be."""
     for node in flow.nodes.values():
-        if isinstance(node, AgentsNode) and (why := check_state(node.group)) is not None:
+        if not isinstance(node, AgentsNode):
+            continue
+        node.world.kept = kept
+        if kept and (why := check_state(node.group)) is not None:
             raise ConfigError(f"with --state all that listeners hold is kept: {why}")
 
 

@@ -115,7 +115,8 @@ class Engine:
     """One group's listeners on one worker.
 
     ``limit`` is how many calls of listeners may wait for models at once. ``copies`` has each item that
-    arrives copied where a listener may change it, because others still want it as it was.
+    arrives copied where a listener may change it, because others still want it as it was. ``kept`` says that
+    the state will be asked for.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Engine:
         ask: Ask,
         *,
         copies: bool = False,
+        kept: bool = True,
         trace: list[tuple[str, Any]] | None = None,
     ) -> None:
         self.asks = ask
@@ -147,7 +149,7 @@ class Engine:
         self._saves = {
             stream
             for stream, members in self._members.items()
-            if stream not in self._free and any(member.asks for member in members)
+            if kept and stream not in self._free and any(member.asks for member in members)
         }
         """Streams whose listeners have one and may wait for a model in the middle of changing it."""
         self._outside = frozenset(group.outputs)

@@ -31,6 +31,7 @@ __all__ = ["agents_step"]
 _NAP = 0.0005
 _State = tuple[bytes | None, list[list[tuple[str, Item]]], list[Out]]
 """What the listeners remember, what has not been worked off, and what came out and is not sent on."""
+_NOTHING: _State = (None, [], [])
 
 
 @operator
@@ -80,7 +81,7 @@ class _Shared:
             load_state(self.group, state[0], self.world)
         copies = self._manager is not None and self._manager.settings.run.record_items
         if not self.group.asks:
-            return _Inline(self.group, copies, state)
+            return _Inline(self, copies, state)
         settings = self.manager.settings
         lane = Lane(settings.defaults.max_in_flight or settings.run.max_in_flight)
         self._pressure.add(lane)
@@ -111,8 +112,9 @@ class _Shared:
 class _Inline(StatefulBatchLogic[tuple[str, Item], Out, _State]):
     """A group that asks no model: it is worked off at once."""
 
-    def __init__(self, group: Group, copies: bool, state: _State | None) -> None:
-        self._engine = Engine(group, 1, _never, copies=copies)
+    def __init__(self, shared: _Shared, copies: bool, state: _State | None) -> None:
+        self._kept = shared.world.kept
+        self._engine = Engine(shared.group, 1, _never, copies=copies)
         self._ready: list[Out] = []
         if state is not None:
             self._engine.restore(state[1])
@@ -130,7 +132,7 @@ class _Inline(StatefulBatchLogic[tuple[str, Item], Out, _State]):
 
     @override
     def snapshot(self) -> _State:
-        return (*self._engine.snapshot(), self._ready)
+        return (*self._engine.snapshot(), self._ready) if self._kept else _NOTHING
 
 
 class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
@@ -141,7 +143,14 @@ class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
         self._lane = lane
         self._outbox: dict[str, tuple[LLMInterface, list[Query]]] = {}
         self._asked: dict[str, AskingRun] = {}
-        engine = Engine(shared.group, lane.limit, self._ask, copies=copies, trace=shared.world.trace)
+        engine = Engine(
+            shared.group,
+            lane.limit,
+            self._ask,
+            copies=copies,
+            kept=shared.world.kept,
+            trace=shared.world.trace,
+        )
         self._thread = EngineThread(engine, self._send)
         if state is not None:
             self._thread.restore(state[1])
@@ -185,7 +194,7 @@ class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
 
     @override
     def snapshot(self) -> _State:
-        return self._thread.snapshot()
+        return self._thread.snapshot() if self._shared.world.kept else _NOTHING
 
     # -- inside ---------------------------------------------------------------------------------
 

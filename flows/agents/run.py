@@ -62,6 +62,7 @@ def run_agent(
     given = list(dict.fromkeys([*(stream for stream, _, _ in came), *streams]))
     world = World(frozenset(given), legacy=legacy, strict=strict)
     world.trace = []
+    world.kept = False
     place, load = _module(path_or_source)
     with as_chainstream(), world_of(world):
         start_agents(world, [(place, load)])

@@ -72,6 +72,8 @@ class World:
     """Names of the streams, and the agent that made each; empty where none did."""
     anonymous: set[str] = field(default_factory=set)
     listeners: list[Listener] = field(default_factory=list)
+    kept: bool = True
+    """Whether what listeners hold has to outlive the process."""
     running: bool = False
     """Whether the flow is made: what agents say from now on cannot change it."""
 
@@ -101,7 +103,7 @@ class World:
         """A new stream. Raises KeyError where there is one of this name."""
         if self.open and stream_id in self.given:
             self.given -= {stream_id}  # it was taken to come from outside
-        elif stream_id in self.streams and not (self.legacy and stream_id not in self.given):
+        elif self.streams.get(stream_id) or stream_id in self.given:
             raise KeyError(f"there is a stream {stream_id!r} already")
         self.streams[stream_id] = agent_id
         return stream_id
