@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 FlowName = Annotated[
-    str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]")
+    str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder.")
 ]
 Sources = Annotated[
     list[str] | None,
