@@ -23,7 +23,7 @@ from chainwax.connectors import open_bus
 from chainwax.flows.job import Bound, Job, checked, state_of
 from chainwax.flows.load import user_frame
 from chainwax.flows.panics import without_panics
-from chainwax.flows.progress import Progress, counted
+from chainwax.flows.progress import Progress, counted, money
 from chainwax.flows.report import RunReport, make_report
 from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
@@ -114,9 +114,10 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     report = report_of(job, manager.snapshot(), tally, ended.status, seconds)
     if ended.status == "stopped":
         if ended.spent is not None and job.backfill is not None:
+            budget = money(job.backfill.budget or 0.0)
             ended.errors.append(
-                f"stopped: its budget of ${job.backfill.budget:g} is spent (${ended.spent:.6f}): the same "
-                "command with a larger one goes on"
+                f"stopped: its budget of {budget} is spent ({money(ended.spent)}): the same command with a "
+                "larger one goes on"
             )
         else:
             ended.errors.append(how_to_go_on(job))

@@ -74,6 +74,8 @@ class Background:
         self._before = spent
         self._on_spent = on_spent
         self._rooms: dict[str, _Room] = {}
+        self._sent = 0
+        """Requests that the budget was asked for."""
         self._told_failure = False
         self._task = manager.run(self._begin())
 
@@ -103,15 +105,17 @@ class Background:
             self._manager.instances[name].queue.resize(room.cap)
 
     def _affordable(self) -> bool:
+        """Whether one more request is within the budget; counts it where it is."""
         if self.exhausted:
             return False
         assert self.budget is not None
         stats = [interface.router.stats for interface in self._manager.interfaces.values()]
-        attempts = sum(state.asked for one in stats for state in one.arms)
+        answered = sum(state.asked for one in stats for state in one.arms)
         paid = sum(one.spent for one in stats)
-        in_flight = sum(instance.queue.in_flight for instance in self._manager.instances.values())
-        coming = in_flight * paid / attempts if attempts else 0.0
-        if self._before + paid + coming < self.budget:
+        mean = paid / answered if answered else 0.0
+        spent = self._before + paid
+        if spent < self.budget and spent + (self._sent - answered + 1) * mean <= self.budget:
+            self._sent += 1
             return True
         self.exhausted = True
         for interface in self._manager.interfaces.values():

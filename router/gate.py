@@ -18,7 +18,7 @@ class Gate:
 
     def __init__(self, node: str) -> None:
         self.allows: Callable[[], bool] | None = None
-        """Asked besides, for each request: whether the run may pay for one more."""
+        """Asked besides, for each request: whether the run may pay for it. It ends the gate if not."""
         self._node = node
         self._paused = False
         self._ended = False
@@ -29,16 +29,17 @@ class Gate:
         """Whether it is closed for now."""
         return self._paused
 
-    @property
-    def open(self) -> bool:
-        """Whether a request may be sent now."""
+    def claim(self) -> bool:
+        """Whether a request may be sent now; true is said once for each that is."""
         return not self._paused and (self.allows is None or self.allows())
 
-    async def passed(self) -> None:
-        """Wait until it is open. Raises :class:`Cancelled` where the run ends before that."""
-        while not self.open:
+    async def reopened(self) -> None:
+        """Wait until it is worth claiming again. Raises :class:`Cancelled` where the run ends before that."""
+        while True:
             if self._ended:
                 raise Cancelled(f"node '{self._node}': the run was stopped before this was asked")
+            if not self._paused:
+                return
             wait: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(wait)
             try:

@@ -103,9 +103,9 @@ class LLMInstance:
         node = query.node
         arrived = clock.monotonic()
         await self.queue.enter(node.priority, deadline, again=again)
-        while gate is not None and not gate.open:
+        while gate is not None and not gate.claim():
             self.queue.leave()
-            await gate.passed()
+            await gate.reopened()
             await self.queue.enter(node.priority, deadline, again=again)
         begun = clock.monotonic()
         attempt = Attempt(

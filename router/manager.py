@@ -484,13 +484,14 @@ class LLMManager:
 
     async def _save_snapshots(self) -> None:
         while True:
+            # At once, so that others know of the run; then now and then.
+            self.recording.snapshot(self.run_id, self.snapshot())
             await asyncio.sleep(_SNAPSHOT_SECONDS)
             if self.recording.fatal and self.on_fatal is not None:
                 self.on_fatal()
                 self.on_fatal = None
             if self._shared is None:
                 self.control.read(self._flow or "")
-            self.recording.snapshot(self.run_id, self.snapshot())
 
     def _end_gates(self) -> None:
         for interface in list(self.interfaces.values()):

@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 from chainwax.connectors.wire import (
     MOST_BYTES,
     CallsMessage,
+    ControlMessage,
     DeadLetterMessage,
     DecisionMessage,
     FeedbackMessage,
     Unreadable,
     decode,
     encode_calls,
+    encode_control,
     encode_decision,
     encode_feedback,
 )
+from chainwax.router.control import Change
 from chainwax.router.types import Decision, Feedback, FeedbackKind
 
 GOOD = {"version": 1, "score": 0.5, "call_id": "c"}
@@ -271,3 +274,61 @@ def test_any_decision_can_be_announced(detail: dict[Any, Any]) -> None:
 def test_a_dead_letter_can_be_read_again() -> None:
     letter = DeadLetterMessage(flow="f", place="t:0:1", reason="huge", error="e", value="v", size=7, time=1.0)
     assert decode(DeadLetterMessage, letter.encoded()) == letter
+
+
+# -- control --------------------------------------------------------------------------------------
+
+
+def control(**changes: Any) -> bytes:
+    fields = {"version": 1, "flow": "triage", "node": "route", "set": "target", "value": 0.9}
+    return json.dumps(fields | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("target", 0.9), ("target", 1), ("budget", 0), ("pin", "small"), ("paused", True), ("pin", None)],
+)
+def test_a_change_survives_the_wire(setting: str, value: Any) -> None:
+    change = Change("triage", setting, value, "route")
+    key, sent = encode_control(change)
+    assert key == f"triage/route/{setting}".encode()
+    assert decode(ControlMessage, sent).change == change
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flow": ""},
+        {"flow": 7},
+        {"node": None},
+        {"set": "targt"},
+        {"set": "target", "value": 1.5},
+        {"set": "target", "value": "0.9"},
+        {"set": "target", "value": {"a": [1]}},
+        {"set": "budget", "value": -1},
+        {"set": "pin", "value": True},
+        {"set": "pin", "value": "x" * 501},
+        {"set": "paused", "value": "yes"},
+        {"sett": "target"},
+        {"node": "x" * 501},
+    ],
+)
+def test_a_change_that_is_wrong_is_malformed(changes: dict[str, Any]) -> None:
+    assert reason(control(**changes), ControlMessage) == "malformed"
+
+
+def test_a_change_says_what_is_wrong_and_the_nearest() -> None:
+    with pytest.raises(Unreadable, match="did you mean 'target'"):
+        decode(ControlMessage, control(set="targt"))
+    assert reason(control(version=2, set="colour"), ControlMessage) == "unknown_version"
+    assert reason(None, ControlMessage) == "malformed"
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_a_change_raise_anything_else(data: bytes) -> None:
+    reason(data, ControlMessage)
+
+
+def test_a_change_that_nobody_would_take_is_refused_where_it_is_said() -> None:
+    with pytest.raises(Unreadable):
+        encode_control(Change("triage", "target", 7.0))

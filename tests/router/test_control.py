@@ -177,9 +177,8 @@ def test_a_pinned_model_that_asks_for_a_pause_is_waited_for(make):
     ],
 )
 def test_a_pin_that_cannot_be_is_refused_with_a_decision(make, tmp_path, caplog, model, why):
-    manager = make(
-        spec(rules=Rules(deny=("tier:local",))), spec("free", form=Form.direct), recording=tmp_path / "r.db"
-    )
+    nodes = spec(rules=Rules(deny=("tier:local",))), spec("free", form=Form.direct)
+    manager = make(*nodes, recording=tmp_path / "r.db")
     say(manager, ("pin", "strong", "team"), ("pin", model))
     assert arms(manager) == ["strong"] * 20
     assert arms(manager, name="free") == (["small"] * 20 if model == "small" else ["strong"] * 20)
