@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
@@ -23,6 +24,7 @@ from chainwax.flows.check import (
 from chainwax.flows.compile import compile_flow
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
+    AgentsNode,
     BatchNode,
     BranchNode,
     FeedbackNode,
@@ -135,6 +137,12 @@ class Flow:
     def sinks(self) -> list[str]:
         """Ids of the sinks."""
         return [node.id for node in self._nodes.values() if isinstance(node, SinkNode)]
+
+    @property
+    def parts(self) -> dict[str, Callable[[bool], None]]:
+        """What of it can be stopped (called with True) and started while it runs, by name: its agents."""
+        worlds = [node.world for node in self._nodes.values() if isinstance(node, AgentsNode)]
+        return {name: partial(world.stop, name) for world in worlds for name in world.agents}
 
     @property
     def warnings(self) -> list[str]:

@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 FlowName = Annotated[
-    str, typer.Argument(metavar="FLOW", help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder.")
+    str,
+    typer.Argument(
+        metavar="FLOW", help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder."
+    ),
 ]
 Sources = Annotated[
     list[str] | None,

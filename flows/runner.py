@@ -160,6 +160,7 @@ def _compiled(
         share = replace(share, fraction=job.backfill.share)
     bus = open_bus(job.settings.bus, job.flow.id)
     manager = LLMManager(job.settings, bus=bus, backends=job.backends, share=share)
+    manager.parts.update(job.flow.parts)
     try:
         begin(manager)
         if job.backfill is not None:

@@ -86,6 +86,8 @@ class LLMManager:
         self._shared = bus if isinstance(bus, SharedBus) else None
         self.called: Callable[[str, Query, CallResult], None] | None = None
         """Where answered calls are told of, where the bus is one of many processes."""
+        self.parts: dict[str, Callable[[bool], None]] = {}
+        """Parts of the flow that can be stopped (True) and started (False) while it runs, by name."""
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -110,6 +112,11 @@ class LLMManager:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def flow(self) -> str | None:
+        """The flow that runs."""
+        return self._flow
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -14,7 +14,8 @@ from chainwax.flows.agents.groups import Group, grouped
 from chainwax.flows.agents.load import agent_files, put_in_place, start_agents, world_for
 from chainwax.flows.agents.questions import sites_of
 from chainwax.flows.agents.saved import check_state
-from chainwax.flows.chainstream._world import World, enter
+from chainwax.flows.chainstream._world import World, enter, identifier
+from chainwax.flows.control import tell
 from chainwax.flows.load import run_file
 from chainwax.flows.options import ConfigFile, Json, make_console, print_json
 from chainwax.router import ConfigError, load_settings
@@ -64,6 +65,46 @@ def check_command(
     else:
         _print(found, make_console())
     raise typer.Exit(1 if found.refused else 0)
+
+
+def _told(flow: str, agent: str, recording: Path | None, config: Path | None, *, stopped: bool) -> None:
+    settings = load_settings(config)
+    place = Path(flow)
+    name = identifier(place.resolve().stem) if place.is_dir() or flow.endswith(".py") else flow
+    running = tell(settings, recording or settings.run.recording, name, "stopped", stopped, agent)
+    make_console().print(
+        f"flow {name}: agent '{agent}' is {'stopped' if stopped else 'started'}"
+        + (
+            f" in {', '.join(running)}"
+            if running
+            else "; nothing of the flow runs now, the next run follows it"
+        ),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_Flow = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's name, or the agents' file or folder.")]
+_Agent = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.")]
+_Recording = Annotated[
+    Path | None,
+    typer.Option("--recording", metavar="FILE", help="The flow's; the configuration's where left out."),
+]
+
+
+@agents_app.command("stop")
+def stop_command(flow: _Flow, agent: _Agent, recording: _Recording = None, config: ConfigFile = None) -> None:
+    """Stop an agent while its flow runs: its stop() is called, and none of its listeners any more."""
+    _told(flow, agent, recording, config, stopped=True)
+
+
+@agents_app.command("start")
+def start_command(
+    flow: _Flow, agent: _Agent, recording: _Recording = None, config: ConfigFile = None
+) -> None:
+    """Let an agent that was stopped go on, with what it held."""
+    _told(flow, agent, recording, config, stopped=False)
 
 
 def _found(world: World, files: list[Path]) -> _Found:

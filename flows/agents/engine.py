@@ -403,6 +403,8 @@ class EngineThread:
 def _call_all(run: Run, members: Sequence[Member]) -> None:
     for number, member in enumerate(members):
         listener = run.listener = member.listener
+        if not listener.active:
+            continue
         run.member = number
         try:
             returned = listener.fn(run.item.value)

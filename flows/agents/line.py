@@ -69,6 +69,8 @@ def run_line(group: Group) -> Callable[[list[Item]], list[Any]]:
         listener = member.listener
         following = after[place]
         on: list[tuple[Any, str]] = []
+        if not listener.active:
+            return on
         for value, position in values:
             failed: Exception | None = None
             try:

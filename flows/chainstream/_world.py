@@ -39,6 +39,8 @@ class Listener:
     """The stream that its return value goes to."""
     id: str
     """Unlike any other of the flow's."""
+    active: bool = True
+    """Whether it is called; an agent that is stopped has none that are."""
 
     @property
     def name(self) -> str:
@@ -130,11 +132,28 @@ class World:
 
     def leave(self, agent: Agent, stream: str, fn: Callable[[Any], Any] | None) -> None:
         """Take an agent's listeners off a stream; with ``fn`` only that one."""
-        self.listeners = [
+        off = [
             one
             for one in self.listeners
-            if not (one.agent is agent and one.stream == stream and (fn is None or one.fn is fn))
+            if one.agent is agent and one.stream == stream and (fn is None or one.fn is fn)
         ]
+        if self.running:
+            for one in off:
+                one.active = False
+        else:
+            self.listeners = [one for one in self.listeners if one not in off]
+
+    def stop(self, agent_id: str, stopped: bool) -> None:
+        """Stop an agent while the flow runs, or let it go on with what it held."""
+        agent = self.agents[agent_id]
+        if stopped:
+            try:
+                agent.stop()
+            except Exception as error:
+                agent.logger.warning("stop: %s: %s", type(error).__name__, error)
+        for one in self.listeners:
+            if one.agent is agent:
+                one.active = not stopped
 
 
 def identifier(text: str) -> str:

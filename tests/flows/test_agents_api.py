@@ -365,3 +365,26 @@ def test_agents_check_tells_all(place, cli):
     assert "1 agent can run" in cli.good("agents", "check", "talk.py")
     assert "no agent in it" in cli.mistake("agents", "check", "xs.jsonl")
     assert "there is no 'nowhere'" in cli.mistake("agents", "check", "nowhere")
+
+
+def test_an_agent_is_stopped_and_started_while_its_flow_runs(place, model):
+    lines = [json.dumps({"id": n, "text": f"ticket {n}"}) for n in range(1000)]
+    (place / "xs.jsonl").write_text("\n".join(lines) + "\n")
+    model.latency = 0.05
+    command = [sys.executable, "-m", "chainwax.flows.cli"]
+    run = subprocess.Popen([*command, *RUN], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    model.wait_for(20)
+    said = subprocess.run([*command, "agents", "stop", "talk.py", "talk"], capture_output=True, text=True)
+    assert said.stdout.startswith("flow talk: agent 'talk' is stopped"), said.stderr
+    # It looks every two seconds; then nothing is asked any more, and the rest of the file goes past.
+    run.wait(60)
+    assert run.returncode == 0
+    assert 20 <= len(out_of(place)) < 1000
+    assert [x["seen"] for x in out_of(place)] == list(range(1, len(out_of(place)) + 1))
+    # What was said holds for later runs, until it is taken back.
+    subprocess.run([*command, *RUN], check=True, capture_output=True)
+    assert out_of(place) == []
+    subprocess.run([*command, "agents", "start", "talk.py", "talk"], check=True, capture_output=True)
+    (place / "xs.jsonl").write_text("\n".join(lines[:10]) + "\n")
+    subprocess.run([*command, *RUN], check=True, capture_output=True)
+    assert len(out_of(place)) == 10
