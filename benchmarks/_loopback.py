@@ -1,6 +1,7 @@
 """A loopback server that answers chat completions after a fixed time, for as little CPU as possible.
 
 ``python benchmarks/_loopback.py SECONDS`` prints its port and serves until its stdin is closed.
+`listening` is one in a thread of this process, which tells of each request.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -37,8 +39,9 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, heard: Callable[[bytes], float] | None = None) -> None:
         self._seconds = seconds
+        self._heard = heard
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -57,8 +60,9 @@ class _Protocol(asyncio.Protocol):
             if len(rest) < length:
                 return
             self._seen = rest[length:]
-            if self._seconds:
-                asyncio.get_running_loop().call_later(self._seconds, self._answer)
+            seconds = self._seconds if self._heard is None else self._heard(rest[:length])
+            if seconds:
+                asyncio.get_running_loop().call_later(seconds, self._answer)
             else:
                 self._answer()
 
@@ -91,6 +95,24 @@ def loopback(seconds: float) -> Iterator[str]:
     finally:
         process.stdin.close()
         process.wait(10)
+
+
+@contextmanager
+def listening(heard: Callable[[bytes], float]) -> Iterator[str]:
+    """The base URL of a server in a thread, which asks ``heard`` of each body how many seconds to take."""
+    import uvloop
+
+    loop = uvloop.new_event_loop()
+    server = loop.run_until_complete(
+        loop.create_server(lambda: _Protocol(0.0, heard), "127.0.0.1", 0, backlog=1024)
+    )
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class Outgoing:
     """The place in the source that it came from."""
     calls: tuple[CallRef, ...] = ()
     """The LLM calls that it owes its value to, oldest first."""
+    time: float | None = None
+    """Event time: seconds since 1970, UTC."""
 
 
 class SourceError(ChainwaxError):

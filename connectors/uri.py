@@ -74,9 +74,19 @@ _SERVERS: Mapping[str, Callable[[str], Any]] = dict.fromkeys(
     ),
     str,
 )
+_REGISTRY: Mapping[str, Callable[[str], Any]] = dict.fromkeys(
+    ("registry", "registry_username", "registry_password_env", "registry_cafile"), str
+)
 _KAFKA: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("from", "to", "group", "codec", "key", "time", "headers", "on_lost"), str),
     **dict.fromkeys(("limit", "batch_size"), int),
+    **_REGISTRY,
+    **_SERVERS,
+}
+_KAFKA_OUT: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("codec", "compression", "transactional_id", "subject", "schema", "message"), str),
+    "max_record_bytes": int,
+    **_REGISTRY,
     **_SERVERS,
 }
 
@@ -99,7 +109,7 @@ def _console(path: str) -> ConsoleSink:
 SINKS: dict[str, Kind] = {
     "file": Kind(JsonLinesSink, endings=(".jsonl", ".ndjson")),
     "stdout": Kind(_console),
-    "kafka": Kind(_kafka_sink, {"codec": str, "compression": str, "max_record_bytes": int, **_SERVERS}),
+    "kafka": Kind(_kafka_sink, _KAFKA_OUT),
 }
 """Sinks by scheme."""
 

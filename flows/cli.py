@@ -6,8 +6,9 @@ stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
 from chainwax.flows.demo.run import demo_job
 from chainwax.flows.execute import bound_flow, execute, job_of
+from chainwax.flows.job import Job
 from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
 from chainwax.flows.models import describe_models, print_models
@@ -40,6 +42,8 @@ from chainwax.flows.options import (
 )
 from chainwax.flows.preflight import print_check, usable_models
 from chainwax.flows.replay import Nowhere, find_run, recorded_answers
+from chainwax.flows.serve import address_of
+from chainwax.flows.simulate import simulate_command
 from chainwax.router import ChainwaxError, ConfigError, UnknownName, load_settings
 from chainwax.router.config import BusConfig
 from chainwax.router.export import export_jsonl, export_parquet, import_recording
@@ -56,20 +60,35 @@ app = typer.Typer(
 )
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(agents_app, name="agents")
+app.command("simulate")(simulate_command)
 app.command("control")(control_command)
 app.command("backfill")(backfill_command)
 
 _Processes = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Processes; one that dies is started again. Needs --state.")
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes; one that dies is started again. Needs --state.",
+        envvar="CHAINWAX_PROCESSES",
+    ),
+]
+_Serve = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        help="Serve health, readiness and metrics over HTTP; else on PORT of the environment.",
+    ),
 ]
 
 
 @app.command("run")
 @takes_run_options
-def run_command(flow: FlowName, options: RunOptions, processes: _Processes = 1) -> None:
+def run_command(flow: FlowName, options: RunOptions, processes: _Processes = 1, serve: _Serve = None) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
     settings = load_settings(options.config)
-    job = job_of(bound_flow(flow, settings, options.source, options.sink), settings, options)
+    graph = bound_flow(flow, settings, options.source, options.sink)
+    job = job_of(graph, settings, options, serve=address_of(serve, settings))
     command = Command(flow, options.config, processes)
     execute(job, plot=options.plot, as_json=options.as_json, command=command)
 
@@ -137,7 +156,7 @@ def check_command(
     sink: Sinks = None,
     config: ConfigFile = None,
 ) -> None:
-    """Check a flow, its configuration and the first items of its sources; ask nothing, connect to nothing."""
+    """Check a flow, its configuration and the first items of its sources; ask no model."""
     settings = load_settings(config)
     count = print_check(
         bound_flow(flow, settings, source, sink),
@@ -225,6 +244,10 @@ def demo_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where all that it writes goes.")] = Path(
         "chainwax-demo"
     ),
+    kafka: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Over topics of this broker, scored by another process."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -232,9 +255,16 @@ def demo_command(
 
     The dearer models are simulated, and marked so, unless OPENAI_API_KEY is set.
     """
-    job = demo_job(out)
-    job.debug = debug
-    execute(job, plot=out / "plot.png", as_json=as_json)
+    prepared: AbstractContextManager[Job]
+    if kafka is None:
+        prepared = nullcontext(demo_job(out))
+    else:
+        from chainwax.flows.demo.over_kafka import demo_over_kafka  # Kafka's client takes a while to import
+
+        prepared = demo_over_kafka(out, kafka, make_console(stderr=True))
+    with prepared as job:
+        job.debug = debug
+        execute(job, plot=out / "plot.png", as_json=as_json)
 
 
 def main() -> None:
@@ -242,6 +272,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    # Until a run has handlers of its own: the first process of a container would not hear it at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except ChainwaxError as error:

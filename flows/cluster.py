@@ -26,6 +26,7 @@ from chainwax.flows.merged import merged
 from chainwax.flows.processes import Message, Process
 from chainwax.flows.progress import Counts, Progress
 from chainwax.flows.runner import Outcome, already_finished, how_to_go_on, report_of, say_what_is_known
+from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState
 from chainwax.flows.tally import Tally
 from chainwax.router import ConfigError, RecordingError
@@ -42,6 +43,8 @@ _STEP = 0.05
 """Seconds from one process to the next: the later ones then find the earlier ones listening."""
 _STARTS = 5
 """Starts in a row that may fail without the run getting on."""
+_LOOK = 1.0
+"""Seconds that processes have to say what their recorders know."""
 _CALM = 60.0
 """Seconds after which a start is taken to have gone well, whatever came of it."""
 
@@ -86,7 +89,12 @@ def run_cluster(job: Job, command: Command, console: Console, *, live: bool) -> 
         _say_what_is_shared(job, command.processes, console)
         state.begin(run_id)
         cluster = _Cluster(job, command, state, path, console)
-        with Progress(cluster.look, console=console, live=live) as progress, _listening(cluster, progress):
+        with (
+            serving(job.serve, job.flow.id, console) as status,
+            Progress(cluster.look, console=console, live=live) as progress,
+            _listening(cluster, progress),
+        ):
+            status.follow(cluster.standing, cluster.seen, command.processes)
             cluster.run()
             seconds = progress.seconds
         return cluster.outcome(seconds)
@@ -138,6 +146,7 @@ class _Cluster:
         self._processes: Sequence[Process] = ()
         self._before = Counts()  # what earlier starts counted
         self._starts = 0
+        self._going = False  # whether all processes were told to go
         self._told_to_stop = 0
         self._failed = False
         self._errors: list[str] = []
@@ -151,6 +160,20 @@ class _Cluster:
         """The counters of all processes; items that are read again are counted again."""
         now = [self._before, *(process.counts for process in self._processes)]
         return Counts(*map(sum, zip(*now, strict=True)))
+
+    def standing(self) -> str:
+        """How far the run is: ``starting`` is also what it does when it is started again."""
+        return "draining" if self.heard else "running" if self._going else "starting"
+
+    def seen(self) -> tuple[Counts, Mapping[str, Any]]:
+        """The counters, and what the recorders of all processes say; from any thread."""
+        processes = self._processes
+        if self._going:
+            for process in processes:
+                process.ask_for_snapshot()
+        until = time.monotonic() + (_LOOK if self._going else 0.0)
+        said = [found for process in processes if (found := process.seen(until)) is not None]
+        return self.look(), merged(said) if said else {}
 
     def run(self) -> None:
         """See the run through."""
@@ -225,8 +248,10 @@ class _Cluster:
                     for process in self._processes:
                         process.tell("go\n")
                         time.sleep(_STEP)
+                    self._going = True
                     self._until_over()
             finally:
+                self._going = False
                 for process in self._processes:
                     process.kill()
         self._take(0.0)
@@ -271,6 +296,7 @@ class _Cluster:
             if until == float("inf") and any(p.over and not p.well for p in self._processes):
                 # Bytewax ends the others. What they have asked is paid for: let it be recorded.
                 until = now + _GRACE
+                self._going = False
             while self._told_to_stop < min(len(self.heard), 2):
                 self._told_to_stop += 1
                 for process in self._processes:

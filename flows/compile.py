@@ -70,7 +70,8 @@ def compile_flow(
     ``chainwax.connectors``, or anything else, which is then an item whose position is a hash of its content.
     A sink that is partitioned gets ``(key, value)``, another the value alone; one with
     ``takes_items = True`` gets an :class:`~chainwax.connectors.Outgoing` as its value. One with a method
-    ``encode`` has it called before, so that what it refuses goes to the dead letters.
+    ``encode`` has it called before, so that what it refuses goes to the dead letters; one with a method
+    ``belongs_to`` is told the manager's run.
 
     What fails goes to ``dead_letters`` as :func:`~chainwax.flows.steps.dead_letter` makes it; with None it
     is logged, without its content. ``manager`` None takes the process's own for the LLM nodes; with one that
@@ -98,6 +99,24 @@ def _check_bound(what: str, wanted: list[str], given: Mapping[str, Any], kind: t
             raise ConfigError(f"node '{name}': nothing is given for this {what}: {what}s={{'{name}': …}}")
         if not isinstance(given[name], kind):
             raise ConfigError(f"node '{name}': {str(given[name])[:80]!r} is no Bytewax {what}")
+
+
+def waits_twice(nodes: Mapping[str, Node], sink: str) -> bool:
+    """Whether outputs of a sink that come from one item the same way may come at different times.
+
+    Pieces of a streamed answer do, and items that come both through a window and past it.
+    """
+    found: set[str] = set()
+    left = [sink]
+    while left:
+        id = left.pop()
+        if id not in found:
+            found.add(id)
+            left += [port.node for port in nodes[id].inputs]
+    up = [nodes[id] for id in found]
+    streamed = any(isinstance(node, LLMNode) and node.stream for node in up)
+    merged = any(isinstance(node, MergeNode) for node in up)
+    return streamed or (merged and any(isinstance(node, BatchNode | WindowNode) for node in up))
 
 
 class _Compiler:
@@ -135,7 +154,8 @@ class _Compiler:
                 )
         failed = op.merge("chainwax:failed", *self._errs)
         letters = op.flat_map_batch("chainwax:letters", failed, steps.Letters(self._manager))
-        self._output("chainwax:dead-letters", letters, dead_letters or steps.LogSink())
+        # Letters of one item have all in common but what they say.
+        self._output("chainwax:dead-letters", letters, dead_letters or steps.LogSink(), by_value=True)
         return self._dataflow
 
     def _node(self, node: Node) -> None:
@@ -260,9 +280,13 @@ class _Compiler:
             parted = op.branch(f"{node_id}:ok", written, steps.is_ok)
             self._errs.append(parted.falses)
             up = parted.trues
-        self._output(node_id, up, sink)
+        self._output(node_id, up, sink, by_value=waits_twice(self._flow.nodes, node_id))
 
-    def _output(self, step_id: str, up: ByteStream[Any], sink: Sink[Any]) -> None:
+    def _output(self, step_id: str, up: ByteStream[Any], sink: Sink[Any], *, by_value: bool) -> None:
+        tell = getattr(sink, "belongs_to", None)
+        if tell is not None and self._manager is not None:
+            manager = self._manager
+            tell(lambda: manager.run_id, by_value=by_value)
         values: Callable[[list[Any]], list[Any]] = steps.plain_values
         if isinstance(sink, FixedPartitionedSink):
             values = steps.outgoing if getattr(sink, "takes_items", False) else steps.keyed_values

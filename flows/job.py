@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from chainwax.flows.agents.saved import check_state
 from chainwax.flows.graph import Flow
 from chainwax.flows.nodes import AgentsNode
 from chainwax.flows.preflight import check_nodes
+from chainwax.flows.serve import Address
 from chainwax.flows.state import RunState
-from chainwax.router import ConfigError, Settings
+from chainwax.router import ConfigError, LLMManager, Settings
 from chainwax.router.backends import Backend
 from chainwax.router.errors import UnknownName
 from chainwax.router.share import Share
@@ -73,6 +74,10 @@ class Job:
     config_file: str | None = None
     """For messages."""
     debug: bool = False
+    serve: Address | None = None
+    """Where to tell how the run is; nowhere where it is None."""
+    afterwards: Callable[[LLMManager], None] | None = None
+    """Called when the flow has ended and before its manager does: feedback may still be on its way."""
     backfill: Backfill | None = None
     """Set where the run is one in the background."""
     member: Member | None = None

@@ -2,7 +2,8 @@
 
 It reads what it is to do from standard input: a line of JSON, and, once all others are ready too, a second
 line. The end of standard input is the end of whoever started it, and it ends too. It tells how it gets on in
-lines of JSON on the file descriptor that is its argument.
+lines of JSON on the file descriptor that is its first argument, and on the second what its recorders say, for
+each further line on standard input.
 """
 
 from __future__ import annotations
@@ -84,17 +85,21 @@ class Orders:
 class _Link:
     """What is told to whoever started this process."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, looks: int) -> None:
         self._out = out
+        self._looks = looks
         self._manager: LLMManager | None = None
         self._ended = threading.Event()
 
     def send(self, **message: Any) -> None:
+        self._write(self._out, message)
+
+    def _write(self, out: int, message: Mapping[str, Any]) -> None:
         # No lock, and nothing buffered: this is called from signal handlers too.
         data = memoryview(json.dumps(message, default=str).encode() + b"\n")
         try:
             while data:
-                data = data[os.write(self._out, data) :]
+                data = data[os.write(out, data) :]
         except OSError:
             self._alone()
 
@@ -129,8 +134,9 @@ class _Link:
             self.send(counts=counted(self._manager, tally))
 
     def _watch(self) -> None:
+        assert self._manager is not None
         while os.read(0, 4096):  # not sys.stdin: its lock would be held when the process ends
-            pass
+            self._write(self._looks, self._manager.snapshot())  # whatever it says, it asks for that
         self._alone()
 
     def _alone(self) -> None:
@@ -173,12 +179,13 @@ def _quiet_stdout() -> Iterator[None]:
 
 def main() -> None:
     """Do what the orders say. Exit codes: 0 ended as it should, 1 failed, 2 could not begin."""
-    out = int(sys.argv[1])
+    out, looks = map(int, sys.argv[1:])
     os.set_inheritable(out, False)
+    os.set_inheritable(looks, False)
     stop = StopSwitch()
     # Until the run has handlers of its own. Ctrl-C goes to a group that this process is none of.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    link = _Link(out)
+    link = _Link(out, looks)
     logging.getLogger().addHandler(_Handler(link))
     orders = Orders(**json.loads(sys.stdin.readline()))
     with nullcontext() if orders.debug else without_panics(to_the_end=True):

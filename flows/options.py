@@ -34,16 +34,28 @@ __all__ = [
 FlowName = Annotated[
     str,
     typer.Argument(
-        metavar="FLOW", help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder."
+        metavar="FLOW",
+        help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder.",
+        envvar="CHAINWAX_FLOW",
     ),
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--source", metavar="NAME=URI", help="What a source reads; once for each source."),
+    typer.Option(
+        "--source",
+        metavar="NAME=URI",
+        help="What a source reads; once for each source.",
+        envvar="CHAINWAX_SOURCES",
+    ),
 ]
 Sinks = Annotated[
     list[str] | None,
-    typer.Option("--sink", metavar="NAME=URI", help="What a sink writes; '-' is standard output."),
+    typer.Option(
+        "--sink",
+        metavar="NAME=URI",
+        help="What a sink writes; '-' is standard output.",
+        envvar="CHAINWAX_SINKS",
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The configuration; chainwax.toml where there is one.")
@@ -61,19 +73,29 @@ class RunOptions:
     config: ConfigFile = None
     state: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep what a resume needs; a run unfinished there goes on."),
+        typer.Option(
+            metavar="DIR",
+            help="Keep what a resume needs; a run unfinished there goes on.",
+            envvar="CHAINWAX_STATE",
+        ),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run in --state, whatever is there.")] = (
         False
     )
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Worker threads.")] = 1
+    workers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Worker threads.", envvar="CHAINWAX_WORKERS")
+    ] = 1
     run_id: Annotated[
         str | None,
         typer.Option(metavar="ID", help="The run's id; one that is recorded is not paid for again."),
     ] = None
     dead_letters: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Write the dead letters there, besides the recording."),
+        typer.Option(
+            metavar="URI",
+            help="Write the dead letters there, besides the recording.",
+            envvar="CHAINWAX_DEAD_LETTERS",
+        ),
     ] = None
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw cost and quality over the stream.")

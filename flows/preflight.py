@@ -1,16 +1,17 @@
 """What can be found wrong with a flow and its configuration before any call is made.
 
-Nothing here asks a model or opens a connection.
+Nothing here asks a model; connections are only those that the sources and sinks need.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from bytewax.inputs import FixedPartitionedSource, Source
+from bytewax.inputs import FixedPartitionedSource, Source, StatefulSourcePartition
 from rich.console import Console
 
 from chainwax.connectors import AnyRecord, BadRecord, Record, open_sink, open_source
@@ -25,6 +26,8 @@ __all__ = ["Found", "NodeCheck", "check_nodes", "first_items", "print_check", "u
 
 _FIRST = 20
 """Items that are looked at."""
+_WAIT_SECONDS = 3.0
+"""How long a source may take for the first of them: a topic is not read as quickly as a file."""
 
 
 @dataclass(slots=True)
@@ -126,10 +129,11 @@ def first_items(flow: Flow, sources: Mapping[str, Source[AnyRecord]], found: Fou
     fields: dict[str, frozenset[str]] = {}
     said = []
     for name, source in sources.items():
-        records = _read_first(source)
+        records, waited = _read_first(source)
         bad = [r for r in records if isinstance(r, BadRecord)]
         good = [r for r in records if isinstance(r, Record)]
-        said.append(f"source '{name}': looked at {len(records)} items" + (", none there" * (not records)))
+        none = f": none came within {_WAIT_SECONDS:g} s" if waited else ", none there"
+        said.append(f"source '{name}': looked at {len(records)} items" + none * (not records))
         said += [f"source '{name}': {r.position}: {r.error}" for r in bad[:1]]
         if good:
             keys = [frozenset(map(str, fields_of(record.value))) for record in good]
@@ -198,20 +202,36 @@ def _missing_fields(flow: Flow, fields: Mapping[str, frozenset[str]]) -> dict[st
     return problems
 
 
-def _read_first(source: Source[AnyRecord]) -> list[AnyRecord]:
+def _read_first(source: Source[AnyRecord]) -> tuple[list[AnyRecord], bool]:
+    """The first items, and whether more may come where there are none."""
     records: list[AnyRecord] = []
     if not isinstance(source, FixedPartitionedSource):
-        return records
-    for part in source.list_parts():
-        partition = source.build_part("check", part, None)
-        with suppress(StopIteration):
+        return records, False
+    with ExitStack() as opened:
+        waiting = []
+        for part in source.list_parts():
+            partition = source.build_part("check", part, None)
+            opened.callback(partition.close)
             # A paced source has nothing more to give before its time: enough was seen then.
-            while len(records) < _FIRST and (batch := list(partition.next_batch())):
-                records += batch
-        partition.close()
-        if len(records) >= _FIRST:
-            break
-    return records[:_FIRST]
+            if not _take(partition, records):
+                waiting.append(partition)
+            if len(records) >= _FIRST:
+                break
+        end = time.monotonic() + _WAIT_SECONDS
+        while waiting and not records and time.monotonic() < end:
+            waiting = [partition for partition in waiting if not _take(partition, records)]
+            time.sleep(0.01)
+    return records[:_FIRST], bool(waiting)
+
+
+def _take(partition: StatefulSourcePartition[AnyRecord, object], records: list[AnyRecord]) -> bool:
+    """Take what a partition has now, up to what is looked at; whether it has ended."""
+    try:
+        while len(records) < _FIRST and (batch := list(partition.next_batch())):
+            records += batch
+    except StopIteration:
+        return True
+    return False
 
 
 def _key_problem(instance: LLMInstance) -> str | None:

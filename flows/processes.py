@@ -46,22 +46,29 @@ class Process:
         self.killed = False
         """Whether it was killed from here."""
         self._end: Mapping[str, Any] = {}
+        self._seen: Mapping[str, Any] | None = None
+        self._saw = threading.Event()
         self._silent = False
         self._gone_at: float | None = None
         self._inbox = inbox
         ours, theirs = os.pipe()
+        # A snapshot is longer than what a pipe takes in one piece: it has one of its own.
+        our_looks, their_looks = os.pipe()
         try:
             # -P: a file beside the flow must not hide a module.
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "chainwax.flows.member", str(theirs)],
+                [sys.executable, "-P", "-m", "chainwax.flows.member", str(theirs), str(their_looks)],
                 stdin=subprocess.PIPE,
-                pass_fds=(theirs, keep),
+                pass_fds=(theirs, their_looks, keep),
                 start_new_session=True,
                 text=True,
             )
         finally:
             os.close(theirs)
+            os.close(their_looks)
         threading.Thread(target=self._read, args=(ours,), name=f"chainwax-{self.name}", daemon=True).start()
+        looks = threading.Thread(target=self._read_looks, args=(our_looks,), daemon=True)
+        looks.start()
         self.tell(orders)
 
     @property
@@ -104,6 +111,16 @@ class Process:
         """What its recorders said at the end."""
         return self._end.get("snapshot")
 
+    def ask_for_snapshot(self) -> None:
+        """Have it tell what its recorders say now, once it was told to go."""
+        self._saw.clear()
+        self.tell("look\n")
+
+    def seen(self, until: float) -> Mapping[str, Any] | None:
+        """What its recorders said when they were last asked, waited for until that time (monotonic)."""
+        self._saw.wait(max(until - time.monotonic(), 0.0))
+        return self.snapshot or self._seen
+
     @property
     def fate(self) -> str:
         """What became of it, once it is over."""
@@ -117,7 +134,7 @@ class Process:
     def tell(self, line: str) -> None:
         """Send it a line; to one that is gone nothing is sent."""
         assert self._popen.stdin is not None
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # closed by it, or from here
             self._popen.stdin.write(line)
             self._popen.stdin.flush()
 
@@ -151,6 +168,13 @@ class Process:
             case {"log": text}:
                 return [f"{self.name}: {text}"]
         return []
+
+    def _read_looks(self, pipe: int) -> None:
+        with os.fdopen(pipe, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError):  # half a line: it was killed while it wrote
+                    self._seen = json.loads(line)
+                    self._saw.set()
 
     def _read(self, pipe: int) -> None:
         with os.fdopen(pipe, encoding="utf-8", errors="replace") as lines:

@@ -6,12 +6,12 @@ import os
 import re
 import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
@@ -25,6 +25,7 @@ from chainwax.flows.load import user_frame
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted, money
 from chainwax.flows.report import RunReport, make_report
+from chainwax.flows.serve import serving
 from chainwax.flows.state import RunState, recovery_from
 from chainwax.flows.tally import Tally, counted_letters, counted_source
 from chainwax.flows.watched import watch
@@ -97,17 +98,26 @@ def run_job(job: Job, console: Console, *, live: bool) -> Outcome:
     later is in the outcome, whose outputs are complete as far as it says ``finished``.
     """
     bound = checked(job)
+    raised = _watched(bound)
     state = state_of(job)
-    with closing(state) if state is not None else nullcontext():
+    with (
+        closing(state) if state is not None else nullcontext(),
+        serving(job.serve, job.flow.id, console) as status,
+    ):
         if state is not None and state.finished:
             return already_finished(job, str(state.run_id), console)
         tally = Tally()
         manager, dataflow = _compiled(job, bound, tally, lambda manager: _begin(job, manager, state, console))
+        status.follow(
+            lambda: "draining" if job.stop.is_set() else "running",
+            lambda: (counted(manager, tally), manager.snapshot()),
+        )
         with (
             nullcontext() if job.debug else without_panics(),
             Progress(lambda: counted(manager, tally), console=console, live=live) as progress,
         ):
-            ended = _drive(job, manager, dataflow, None if state is None else state.recovery, progress)
+            recovery = None if state is None else state.recovery
+            ended = _drive(job, manager, dataflow, recovery, progress, raised)
             seconds = progress.seconds
         if state is not None:
             state.end(ended.status)
@@ -137,10 +147,7 @@ def run_member(
     specs = job.flow.specs().values()
     tally = Tally()
     bound = checked(job)
-    raised: list[Exception] = []
-    for what in (*bound.sources.values(), *bound.sinks.values(), bound.letters):
-        if what is not None:
-            watch(what, raised.append)
+    raised = _watched(bound)
 
     def begin(manager: LLMManager) -> None:
         # The others may have answered something already: look everything up.
@@ -150,6 +157,21 @@ def run_member(
     with ready(manager, tally) as teller:
         ended = _drive(job, manager, dataflow, recovery_from(job.member.store), teller, raised)
     return ended, manager.snapshot()
+
+
+class _Raised(NamedTuple):
+    """What sources and sinks raised, which Bytewax may not tell of."""
+
+    working: list[Exception]
+    closing: list[Exception]
+
+
+def _watched(bound: Bound) -> _Raised:
+    raised = _Raised([], [])
+    for what in (*bound.sources.values(), *bound.sinks.values(), bound.letters):
+        if what is not None:
+            watch(what, raised.working.append, raised.closing.append)
+    return raised
 
 
 def _compiled(
@@ -191,17 +213,21 @@ def _drive(
     dataflow: Dataflow,
     recovery: RecoveryConfig | None,
     teller: Teller,
-    raised: Sequence[Exception] = (),
+    raised: _Raised,
 ) -> Ended:
-    """Run the dataflow and close the manager. ``raised`` is what Bytewax may not tell of."""
+    """Run the dataflow and close the manager."""
     ended = Ended()
     with _Stopping(job, manager, teller) as stopping:
         try:
             _run_bytewax(dataflow, job, recovery)
+            # All epochs are over by now, and kept: to begin again would change nothing.
+            ended.errors += [_explained(error, job) for error in raised.closing[:1]]
+            if job.afterwards is not None:
+                job.afterwards(manager)
         except Exception as error:
             ended.failed = True
-            if isinstance(error, _BytewaxGaveUp) and raised:
-                error = raised[0]
+            if isinstance(error, _BytewaxGaveUp) and raised.working:
+                error = raised.working[0]
             ended.gave_up = isinstance(error, _BytewaxGaveUp)
             ended.errors.append(_explained(error, job))
         ended.stopped_by = stopping.signal

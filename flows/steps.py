@@ -341,7 +341,7 @@ def keyed_values(batch: list[Some]) -> list[tuple[str, Any]]:
 def outgoing(batch: list[Some]) -> list[tuple[str, Outgoing]]:
     """Keys and whole items for a partitioned sink; those without a key are spread by their position."""
     return [
-        (item.key or item.position, Outgoing(item.value, item.key, item.position, item.calls))
+        (item.key or item.position, Outgoing(item.value, item.key, item.position, item.calls, item.time))
         for item in (some.joined(some.value) if isinstance(some, Batch) else some for some in batch)
     ]
 

@@ -16,6 +16,8 @@ from bytewax.outputs import (
 )
 from typing_extensions import override
 
+from chainwax.connectors import Outgoing
+
 __all__ = ["Tally", "counted_letters", "counted_source"]
 
 
@@ -112,7 +114,7 @@ class _KeyedLetters(StatefulSinkPartition[Any, Any]):
 
     @override
     def write_batch(self, values: list[Any]) -> None:
-        self._tally.failed(values)
+        self._tally.failed([value.value if type(value) is Outgoing else value for value in values])
         self._inner.write_batch(values)
 
     @override
@@ -128,6 +130,10 @@ class _KeyedLettersSink(FixedPartitionedSink[Any, Any]):
     def __init__(self, tally: Tally, inner: FixedPartitionedSink[Any, Any]) -> None:
         self._tally = tally
         self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        # What a compiled flow asks of a sink, such as whether it takes whole items.
+        return getattr(self._inner, name)
 
     @override
     def list_parts(self) -> list[str]:

@@ -1,4 +1,8 @@
-"""What sources and sinks raise, noted as it is raised: in one of several processes Bytewax loses it."""
+"""What sources and sinks raise, noted as it is raised.
+
+In one of several processes Bytewax loses it. And what ``close`` raises while Bytewax clears up after another
+error ends the process at once, before anyone is told of either.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,18 @@ from bytewax.outputs import Sink
 __all__ = ["watch"]
 
 _BUILDERS = ("build", "build_part")
-_METHODS = ("next_batch", "next_awake", "write_batch", "snapshot", "close")
+_METHODS = ("next_batch", "next_awake", "write_batch", "snapshot")
 
 
-def watch(what: Source[Any] | Sink[Any], note: Callable[[Exception], None]) -> None:
-    """Have ``note`` called with what the parts of a source or a sink raise."""
+def watch(
+    what: Source[Any] | Sink[Any],
+    note: Callable[[Exception], None],
+    note_close: Callable[[Exception], None],
+) -> None:
+    """Have ``note`` called with what the parts of a source or a sink raise.
+
+    What their ``close`` raises goes to ``note_close``, and nowhere else.
+    """
 
     def noting(method: Callable[..., Any], then: Callable[[Any], Any] = lambda made: made) -> Any:
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -30,9 +41,19 @@ def watch(what: Source[Any] | Sink[Any], note: Callable[[Exception], None]) -> N
 
         return noted
 
+    def closing(close: Callable[[], None]) -> Callable[[], None]:
+        def closed() -> None:
+            try:
+                close()
+            except Exception as error:
+                note_close(error)
+
+        return closed
+
     def watched(part: Any) -> Any:
         for name in _METHODS:
             _replace(part, name, noting)
+        _replace(part, "close", closing)
         return part
 
     for name in _BUILDERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from chainwax.router.types import Attempt, CallRef
@@ -56,10 +57,16 @@ class Batch:
         return [item.value for item in self.items]
 
     def joined(self, value: Any) -> Item:
-        """One item in place of all, with the lineage of each."""
+        """One item in place of all, with the lineage of each.
+
+        Its position says which items these are: a batch that goes by the clock may have others when it is
+        made again after a crash, and is another one then.
+        """
         calls = tuple(dict.fromkeys(ref for item in self.items for ref in item.calls))
         time = self.items[-1].time if self.items else self.closed
-        return Item(value, self.key, f"window:{self.window_id}", time, calls, self.window_id)
+        members = "\0".join(sorted(item.position for item in self.items))
+        which = blake2b(members.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return Item(value, self.key, f"window:{self.window_id}#{which}", time, calls, self.window_id)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "NodeConfig",
     "RunConfig",
+    "ServeConfig",
     "Settings",
     "Simulation",
     "load_settings",
@@ -58,6 +59,8 @@ class Simulation(_Section):
     """How far errors fall on the same items as other simulated models' errors."""
     seed: int = 0
     """Another seed makes other mistakes."""
+    url: str | None = None
+    """A server that ``chainwax simulate`` runs, up to and with ``/v1``; None answers in this process."""
 
 
 class LocalEngine(_Section):
@@ -233,6 +236,15 @@ class AgentsConfig(_Section):
     """By agent id, in place of the agents' own: higher is served first."""
 
 
+class ServeConfig(_Section):
+    """Where ``chainwax run`` tells how it is: health, readiness, metrics."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; ``0.0.0.0`` lets other machines ask, and nobody is asked who they are."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """None takes ``PORT`` from the environment; where that is not set either, nothing is served."""
+
+
 class Settings(BaseSettings):
     """The whole configuration."""
 
@@ -246,6 +258,7 @@ class Settings(BaseSettings):
     models: dict[str, ModelConfig] = {}
     bus: BusConfig = BusConfig()
     agents: AgentsConfig = AgentsConfig()
+    serve: ServeConfig = ServeConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -340,6 +340,9 @@ class LLMManager:
                 name: {
                     "tier": instance.tier.value,
                     "simulated": instance.backend.simulated,
+                    "provider": instance.config.provider or instance.config.backend,
+                    "asked_for": instance.config.model or name,
+                    "api": instance.config.api,
                     "limit": instance.queue.limit,
                     "in_flight": instance.queue.in_flight,
                     "waiting": len(instance.queue),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
@@ -30,6 +31,8 @@ __all__ = ["LLMInterfaceRecorder", "LLMRecorder", "wilson"]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 ACCURACY = 0.01
 """Largest relative error of a quantile."""
+BUCKETS = tuple(0.01 * 2.0**n for n in range(14))
+"""Seconds: the bounds of ``gen_ai.client.operation.duration`` in OpenTelemetry's GenAI conventions."""
 
 _SLOT = 5.0  # seconds
 _SLOTS = 12
@@ -73,9 +76,24 @@ class _Durations:
 
     def report(self) -> dict[str, float | None]:
         sketch = self.sketch
-        out: dict[str, float | None] = {"mean": sketch.avg if sketch.count else None}
+        out: dict[str, float | None] = {
+            "count": sketch.count,
+            "sum": sketch.sum,
+            "mean": sketch.avg if sketch.count else None,
+        }
         for name, quantile in QUANTILES.items():
             out[name] = sketch.get_quantile_value(quantile)
+        return out
+
+    def buckets(self) -> dict[str, float]:
+        """How many were at most so long, for each of :data:`BUCKETS`; a bound is as exact as a quantile."""
+        # The sketch has no public way to ask for a rank: a bin holds what lies above the bin before it.
+        store, key_of = self.sketch._store, self.sketch._mapping.key
+        below = [0.0, *accumulate(store.bins)]
+        out = {}
+        for bound in BUCKETS:
+            bins = min(max(key_of(bound) - store.offset + 1, 0), len(below) - 1)
+            out[f"{bound:g}"] = self.sketch._zero_count + below[bins]
         return out
 
 
@@ -286,10 +304,16 @@ class LLMRecorder:
     def snapshot(self) -> dict[str, Any]:
         """JSON-ready: ``minute``, ``hour`` and ``uptime``, each with the same keys.
 
-        ``latency_s`` and ``first_token_s`` hold ``mean`` and the quantiles (None without a value), ``score``
-        is the mean with its 95 % interval from ``score_low`` to ``score_high``, ``seconds`` the time covered.
+        ``latency_s`` and ``first_token_s`` hold ``count``, ``sum``, ``mean`` and the quantiles (None without
+        a value), those of the uptime also ``buckets``: how many were at most so many seconds. ``score`` is
+        the mean with its 95 % interval from ``score_low`` to ``score_high``, ``seconds`` the time covered.
         """
-        return {name: slot.report(seconds) for name, (seconds, slot) in self._windows.read().items()}
+        windows = self._windows.read()
+        out = {name: slot.report(seconds) for name, (seconds, slot) in windows.items()}
+        uptime = windows["uptime"][1]
+        out["uptime"]["latency_s"]["buckets"] = uptime.latency.buckets()
+        out["uptime"]["first_token_s"]["buckets"] = uptime.first_token.buckets()
+        return out
 
 
 class _QuerySlot:
@@ -375,6 +399,7 @@ class LLMInterfaceRecorder:
         }
         for name, (covered, slot) in windows.items():
             out[name] = slot.report(covered)
+        out["uptime"]["waited_s"]["buckets"] = windows["uptime"][1].waited.buckets()
         return out
 
 

@@ -55,6 +55,7 @@ class ArmState:
         """For reports."""
         low, high = wilson(self.scores, self.scored)
         return {
+            "model": self.instance.name,
             "tier": self.instance.tier.value,
             "simulated": self.instance.backend.simulated,
             "asked": self.asked,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +48,16 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
             warnings.filterwarnings("ignore", "unclosed", ResourceWarning)
             for _ in range(5):  # one thing that is let go of lets go of the next
                 gc.collect()
+
+
+@pytest.fixture
+def registry() -> Iterator[Any]:
+    """A loopback Schema Registry, empty."""
+    path = Path(__file__).with_name("registry_server.py")
+    spec = importlib.util.spec_from_file_location("registry_server", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.registry_server() as made:
+        yield made

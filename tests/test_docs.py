@@ -38,7 +38,7 @@ from typer.main import get_command
 from chainwax.flows.cli import app
 from chainwax.router import ModelConfig, NodeConfig, NodeSpec, RunConfig, Settings, Simulation, load_settings
 from chainwax.router.backends import BACKENDS
-from chainwax.router.config import AgentsConfig, BusConfig, LocalEngine
+from chainwax.router.config import AgentsConfig, BusConfig, LocalEngine, ServeConfig
 from chainwax.router.policies import POLICIES
 from chainwax.router.prices import Prices
 
@@ -241,6 +241,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("[models.NAME.simulation]", "CHAINWAX_MODELS__NAME__SIMULATION__", Simulation),
     ("[models.NAME.engine]", "CHAINWAX_MODELS__NAME__ENGINE__", LocalEngine),
     ("[bus]", "CHAINWAX_BUS__", BusConfig),
+    ("[serve]", "CHAINWAX_SERVE__", ServeConfig),
     ("[agents]", "CHAINWAX_AGENTS__", AgentsConfig),
 ]
 NODE = {field.name: field.default for field in dataclasses.fields(NodeSpec)}
@@ -303,7 +304,8 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         assert not missing, f"{title}: print the tables with: python tests/test_docs.py"
     keys = sum(len(section.model_fields) - 2 * (section is ModelConfig) for _, _, section in SECTIONS)
     assert len(re.findall(r"^\| `\w+` \|", page, flags=re.MULTILINE)) == keys
-    assert set(Settings.model_fields) == {"run", "defaults", "nodes", "models", "bus", "agents"}
+    names = {"run", "defaults", "nodes", "models", "bus", "serve", "agents"}
+    assert set(Settings.model_fields) == names
 
 
 if __name__ == "__main__":

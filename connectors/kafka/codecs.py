@@ -1,22 +1,45 @@
-"""From the bytes of a topic to values and back. A new format is one entry in `CODECS`."""
+"""From the bytes of a topic to values and back. A new format is one entry in `CODECS`.
+
+Those whose schemas come from a registry stand in modules of their own: they need libraries of an extra.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kafka.consumer.fetcher import ConsumerRecord
 
 from chainwax.connectors.readers import Fields, parse_json
-from chainwax.connectors.record import AnyRecord, BadRecord, Record
+from chainwax.connectors.record import AnyRecord, BadRecord, Record, SourceError
 from chainwax.connectors.sinks import to_json
 from chainwax.router.errors import UnknownName
 
-__all__ = ["CODECS", "BytesCodec", "Codec", "Decoder", "JsonCodec", "TextCodec", "codec_of"]
+__all__ = [
+    "CODECS",
+    "SCHEMA_CODECS",
+    "BytesCodec",
+    "Codec",
+    "Decoder",
+    "JsonCodec",
+    "NotYet",
+    "TextCodec",
+    "codec_of",
+    "make_ready",
+]
+
+
+class NotYet(Exception):
+    """A codec cannot decode a record now, and can later: the source keeps it and tries again."""
 
 
 class Codec(Protocol):
-    """One format of values. ``topic`` is for formats whose schema hangs on the topic's name."""
+    """One format of values. ``topic`` is for formats whose schema hangs on the topic's name.
+
+    Where it also has ``ready(topics, *, writing)``, that is called once before the flow starts; it raises
+    ConfigError where the codec cannot work.
+    """
 
     def decode(self, raw: bytes, topic: str) -> Any:
         """The value that the bytes are. Raises ValueError where they are none."""
@@ -93,13 +116,35 @@ CODECS: dict[str, Codec] = {"json": JsonCodec(), "text": TextCodec(), "bytes": B
 """Codecs by the name that a URI gives them."""
 
 
-def codec_of(codec: str | Codec) -> Codec:
-    """The codec of that name, or the codec itself. Raises UnknownName."""
+SCHEMA_CODECS: Mapping[str, tuple[str, str]] = {
+    "avro": ("chainwax.connectors.kafka.schema_avro", "AvroCodec"),
+    "jsonschema": ("chainwax.connectors.kafka.schema_json", "JsonSchemaCodec"),
+    "protobuf": ("chainwax.connectors.kafka.schema_protobuf", "ProtobufCodec"),
+}
+"""Module and class of the codecs whose schemas come from a registry."""
+
+
+def codec_of(codec: str | Codec, **options: Any) -> Codec:
+    """The codec of that name, or the codec itself; ``options`` are for those with schemas.
+
+    Raises UnknownName, and ConfigError where a library for it is not installed.
+    """
     if not isinstance(codec, str):
         return codec
+    if codec in SCHEMA_CODECS:
+        module, name = SCHEMA_CODECS[codec]
+        made: Codec = getattr(importlib.import_module(module), name)(**options)
+        return made
     if codec not in CODECS:
-        raise UnknownName("codec", codec, CODECS)
+        raise UnknownName("codec", codec, CODECS.keys() | SCHEMA_CODECS.keys())
     return CODECS[codec]
+
+
+def make_ready(codec: Codec, topics: Sequence[str], *, writing: bool) -> None:
+    """Let a codec look at what it needs before the flow starts. Raises ConfigError."""
+    ready = getattr(codec, "ready", None)
+    if ready is not None:
+        ready(topics, writing=writing)
 
 
 class Decoder:
@@ -121,13 +166,18 @@ class Decoder:
         self._headers = headers
 
     def __call__(self, message: ConsumerRecord) -> AnyRecord:
-        """A record at ``topic:partition:offset``, or what is wrong with it."""
+        """A record at ``topic:partition:offset``, or what is wrong with it.
+
+        Raises NotYet where the codec has to wait, SourceError where it cannot work any longer.
+        """
         raw = message.value
         position = f"{self._topic}:{message.partition}:{message.offset}"
         try:
             value = None if raw is None else self._codec.decode(raw, self._topic)
             if self._headers:
                 value = _with_headers(value, self._headers, message.headers)
+        except (NotYet, SourceError):
+            raise
         except Exception as error:  # a codec may be anyone's, and one message must not end the flow
             why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return BadRecord.of(position, raw or b"", why)

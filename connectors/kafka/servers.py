@@ -11,18 +11,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaConfigurationError, KafkaError
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.errors import (
+    IllegalSaslStateError,
+    KafkaConfigurationError,
+    KafkaError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.api_header import ResponseClassRegistry
 
+from chainwax.connectors.kafka.net import opened
 from chainwax.router.errors import ConfigError, nearest
 
-__all__ = ["SERVER_OPTIONS", "KafkaServers", "partitions_of", "reason_of", "shut"]
+__all__ = ["SERVER_OPTIONS", "KafkaServers", "end", "partitions_of", "reason_of", "shut"]
 
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to answer at the start."""
+CLOSE_SECONDS = 5.0
 RECONNECT_MS = 2000
 """The longest pause between two attempts at a broker that has gone; the library's own is 30 s."""
+
+log = logging.getLogger(__name__)
 
 ENV = "CHAINWAX_KAFKA_"
 
@@ -106,13 +117,16 @@ class KafkaServers:
 
     def connected(self, kind: Any, **more: Any) -> Any:
         """A client of kafka-python's. Raises ConfigError, with the reason, where nobody answers."""
-        opened: list[KafkaNetClient] = []
+        opened_clients: list[KafkaNetClient] = []
 
         def opening(**settings: Any) -> KafkaNetClient:
-            opened.append(KafkaNetClient(**settings))
-            return opened[-1]
+            opened_clients.append(opened(**settings))
+            return opened_clients[-1]
 
         settings = {"kafka_client": opening} | self.client() | more
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            if settings.get(name) and not os.path.isfile(settings[name]):
+                raise ConfigError(f"{name}: there is no file {settings[name]}")
         made = False
         with _heard() as said:
             try:
@@ -122,20 +136,50 @@ class KafkaServers:
             except (KafkaConfigurationError, ValueError, RuntimeError, AssertionError) as error:
                 raise ConfigError(f"Kafka's settings cannot work: {error}") from error
             except (KafkaError, OSError) as error:
+                refused = next((net._manager.refused for net in opened_clients if net._manager.refused), None)
+                if refused is not None:
+                    raise ConfigError(f"Kafka at {self.addresses}: {_refusal(refused, settings)}") from error
                 # Its own error says only that the time is over; why, it tells its log alone.
                 why = said[-1] if said else str(error)
                 raise ConfigError(f"Kafka at {self.addresses} cannot be reached: {why}") from error
             finally:
                 if not made:  # else its thread would go on for ever
-                    for net in opened:
+                    for net in opened_clients:
                         net.close()
 
+
+def _make_classes() -> None:
+    """Make kafka-python's classes of responses, one for each version, before there are threads.
+
+    3.0 makes each when a response first comes, and has only a weak reference to the one it made last: where
+    the threads of two clients make one at the same time, it may be the one that is thrown away. From then on
+    no such response can be read in this process, and what waits for one waits until its request times out.
+    """
+    for response in list(ResponseClassRegistry._response_class_registry.values()):
+        whole = response[None]
+        for version in range(whole.max_version + 1):
+            whole[version]
+
+
+_make_classes()
 
 SERVER_OPTIONS = tuple(option.name for option in fields(KafkaServers) if option.name != "settings")
 """The options of a URI that say where and how."""
 
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _WITH_PASSWORD = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+
+def _refusal(error: BaseException, settings: Mapping[str, Any]) -> str:
+    if isinstance(error, UnsupportedSaslMechanismError):
+        return f"it does not take sasl_mechanism {settings.get('sasl_mechanism')}"
+    if isinstance(error, IllegalSaslStateError):
+        return (
+            f"it wants no credentials at this address, security_protocol is {settings['security_protocol']}"
+        )
+    if isinstance(error, SaslAuthenticationFailedError):
+        return f"it refuses the credentials of '{settings.get('sasl_plain_username')}': {reason_of(error)}"
+    return reason_of(error)
 
 
 def _addresses(text: str) -> list[str]:
@@ -187,6 +231,18 @@ def shut(client: Any, **how: Any) -> None:
     """Close a client of kafka-python's, which may tell its log of a socket that it has closed itself."""
     with _heard():
         client.close(**how)
+
+
+def end(producer: KafkaProducer) -> None:
+    """Close a producer with which nothing is under way any more, or nothing that matters.
+
+    It raises nothing: an error while Bytewax clears up would end the process before anyone is told.
+    """
+    try:
+        shut(producer, timeout=CLOSE_SECONDS)
+    except Exception as error:
+        log.debug("a producer was not closed: %s", error)
+        producer._sender.force_close()
 
 
 def partitions_of(

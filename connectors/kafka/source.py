@@ -16,7 +16,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 from typing_extensions import override
 
-from chainwax.connectors.kafka.codecs import Codec, Decoder, codec_of
+from chainwax.connectors.kafka.codecs import Codec, Decoder, NotYet, codec_of, make_ready
 from chainwax.connectors.kafka.ranges import Span, parse_place, spans
 from chainwax.connectors.kafka.servers import KafkaServers, partitions_of, reason_of, shut
 from chainwax.connectors.kafka.watch import Watch
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.005
 """After so long an idle topic is asked again; each asking takes about 0.1 ms of CPU."""
+PATIENCE_SECONDS = 120.0
+"""How long records may wait for what their codec needs, a schema's registry for one."""
+TELL_SECONDS = 2.0
+"""A wait that takes longer is told."""
 HELD_RECORDS = 4000
 """No more is polled while so many records of one worker wait to be taken."""
 
@@ -82,6 +86,10 @@ class _Feed:
         taken = self._taken[part]
         self._taken[part] = taken[count:]
         return taken[:count]
+
+    def put_back(self, part: TopicPartition, records: list[ConsumerRecord]) -> None:
+        """Give back what was taken last and could not be used yet."""
+        self._taken[part] = records + self._taken[part]
 
     def reached(self, part: TopicPartition, offset: int) -> bool:
         """Whether all before ``offset`` was taken; what transactions leave at the end counts as taken."""
@@ -137,6 +145,8 @@ class _Partition(StatefulSourcePartition[AnyRecord, Place]):
         self._over = self._end is not None and self._next >= self._end
         self._idle = False
         self._covered: int | None = None
+        self._waiting: float | None = None
+        self._told = False
 
     @override
     def next_batch(self) -> list[AnyRecord]:
@@ -152,13 +162,42 @@ class _Partition(StatefulSourcePartition[AnyRecord, Place]):
             if self._end is not None and self._feed.reached(self._part, self._end):
                 raise StopIteration
             return []
-        if self._end is not None and records[-1].offset >= self._end - 1:
+        last = self._end is not None and records[-1].offset >= self._end - 1
+        if self._end is not None and last:
             records = [record for record in records if record.offset < self._end]
-            self._over = True
-        if records:
-            self._next = records[-1].offset + 1
-        self._emitted += len(records)
-        return list(map(self._decode, records))
+        made = self._decoded(records)
+        if made:
+            self._next = records[len(made) - 1].offset + 1
+        self._emitted += len(made)
+        self._over = last and len(made) == len(records)
+        return made
+
+    def _decoded(self, records: list[ConsumerRecord]) -> list[AnyRecord]:
+        """What the records are, up to the first that has to wait; that and the rest are given back."""
+        decode = self._decode
+        made: list[AnyRecord] = []
+        try:
+            for record in records:
+                made.append(decode(record))  # noqa: PERF401 - what came before an error must be kept
+        except NotYet as error:
+            self._feed.put_back(self._part, records[len(made) :])
+            self._wait(error)
+        else:
+            self._waiting = None
+        return made
+
+    def _wait(self, error: NotYet) -> None:
+        now = time.monotonic()
+        self._idle = True
+        if self._waiting is None:
+            self._waiting = now
+            self._told = False
+        waited = now - self._waiting
+        if waited > PATIENCE_SECONDS:
+            raise SourceError(f"topic '{self._part.topic}' waited {waited:.0f} s in vain: {error}") from error
+        if waited > TELL_SECONDS and not self._told:
+            self._told = True
+            log.warning("topic '%s' waits: %s", self._part.topic, error)
 
     @override
     def next_awake(self) -> datetime | None:
@@ -243,6 +282,7 @@ class KafkaSource(FixedPartitionedSource[AnyRecord, Place]):
             self._topics = partitions_of(admin, names, self._servers)
             parts = [TopicPartition(name, n) for name in names for n in range(self._topics[name][1])]
             found = spans(admin, parts, start, end, group)
+        make_ready(self._codec, names, writing=False)
         self._parts = {f"{part.topic}:{part.partition}": (part, found[part]) for part in parts}
         self._lock = threading.Lock()
         self._feeds: dict[int, _Feed] = {}

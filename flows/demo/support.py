@@ -96,48 +96,50 @@ def shaped(reply: str) -> bool:
     return polite and 8 <= len(reply.split()) <= 80 and not re.search(r"[\[\]{}<>]", reply)
 
 
-flow = Flow("support")
-tickets = flow.source("tickets", fields=["id", "time", "customer", "text", "answers"])
-triage = (
-    tickets.choose(
-        "language",
-        "{text}",
-        ["English", "German", "Spanish", "French"],
-        system="Name the language of the message: English, German, Spanish or French.",
-        examples=LANGUAGE,
+def support(*, scored: bool) -> Flow:
+    """The flow; where it is not ``scored`` by its own feedback nodes, somebody else has to say how it did."""
+    flow = Flow("support")
+    tickets = flow.source("tickets", fields=["id", "time", "customer", "text", "answers"])
+    triage = (
+        tickets.choose(
+            "language",
+            "{text}",
+            ["English", "German", "Spanish", "French"],
+            system="Name the language of the message: English, German, Spanish or French.",
+            examples=LANGUAGE,
+        )
+        .choose(
+            "team",
+            "{text}",
+            ["billing", "technical", "shipping", "sales"],
+            system="Name the team that should answer the customer: billing (charges, invoices, refunds), "
+            "technical (the device does not work), shipping (delivery, address, lost parcels) or sales "
+            "(questions before buying).",
+            examples=TEAM,
+            priority=2,
+        )
+        .choose(
+            "mood",
+            "{text}",
+            ["friendly", "neutral", "angry"],
+            system="Name the customer's mood: friendly, neutral or angry.",
+            examples=MOOD,
+        )
+        .choose(
+            "urgent",
+            "{text}",
+            ["yes", "no"],
+            system="Does the customer need an answer within days or by a date? yes or no.",
+            examples=URGENT,
+            priority=1,
+        )
     )
-    .choose(
-        "team",
-        "{text}",
-        ["billing", "technical", "shipping", "sales"],
-        system="Name the team that should answer the customer: billing (charges, invoices, refunds), "
-        "technical (the device does not work), shipping (delivery, address, lost parcels) or sales "
-        "(questions before buying).",
-        examples=TEAM,
-        priority=2,
-    )
-    .choose(
-        "mood",
-        "{text}",
-        ["friendly", "neutral", "angry"],
-        system="Name the customer's mood: friendly, neutral or angry.",
-        examples=MOOD,
-    )
-    .choose(
-        "urgent",
-        "{text}",
-        ["yes", "no"],
-        system="Does the customer need an answer within days or by a date? yes or no.",
-        examples=URGENT,
-        priority=1,
-    )
-)
-handled = triage.feedback("handled", score=sorted_right, about=["language", "team", "mood", "urgent"])
-handled.sink("sorted")
+    if scored:
+        triage = triage.feedback("handled", score=sorted_right, about=["language", "team", "mood", "urgent"])
+    triage.sink("sorted")
 
-technical = handled.filter("is_technical", lambda ticket: ticket["team"] == "technical")
-drafts = (
-    technical.extract(
+    technical = triage.filter("is_technical", lambda ticket: ticket["team"] == "technical")
+    fields = technical.extract(
         "fields",
         "{text}",
         Fields,
@@ -146,9 +148,9 @@ drafts = (
         examples=FIELDS,
         max_tokens=64,
     )
-    .feedback("repaired", score=read_right, about=["fields"])
-    .batch("window", size=8, seconds=0.5)
-    .query(
+    if scored:
+        fields = fields.feedback("repaired", score=read_right, about=["fields"])
+    drafts = fields.batch("window", size=8, seconds=0.5).query(
         "draft",
         "Write a short, polite reply, in the language of the message and in at most 80 words, to this "
         "customer of the electronics shop Northlight. Name the product, {fields.product}, say sorry or "
@@ -156,5 +158,10 @@ drafts = (
         max_tokens=120,
         check=shaped,
     )
-)
-drafts.feedback("sent", score=can_be_sent, about=["draft"]).sink("drafts")
+    if scored:
+        drafts = drafts.feedback("sent", score=can_be_sent, about=["draft"])
+    drafts.sink("drafts")
+    return flow
+
+
+flow = support(scored=True)

@@ -31,9 +31,10 @@ _ids = itertools.count(1)
 
 
 class SimulationServer:
-    """One server for all simulated models of an event loop."""
+    """One server for all simulated models of an event loop; ``port`` 0 takes a free one."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._address = host, port
         self._models: dict[str, SimulatedModel] = {}
         self._runner: web.AppRunner | None = None
         self._lock = asyncio.Lock()
@@ -73,7 +74,7 @@ class SimulationServer:
         # Whoever stops the server waits for no answer any more.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, *self._address)
         await site.start()
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://{host}:{port}/v1"

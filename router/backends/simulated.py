@@ -20,7 +20,7 @@ __all__ = ["SimulatedBackend"]
 
 
 class SimulatedBackend:
-    """One simulated model; all of an event loop share one loopback server.
+    """One simulated model; all of an event loop share one loopback server, or ask one that runs elsewhere.
 
     Raises :class:`~chainwax.router.errors.ConfigError` where the right answers cannot be read.
     """
@@ -37,11 +37,17 @@ class SimulatedBackend:
         self._served_as = ""
 
     async def start(self) -> int | None:
-        """Serve the model on a loopback port; how much it serves at once is for the limit to say."""
-        self._server = SimulationServer.shared()
-        self._served_as = await self._server.add(self._model)
+        """Serve the model on a loopback port, unless ``simulation.url`` names a server that does.
+
+        How much it serves at once is for the limit to say.
+        """
+        url, self._served_as = self.config.simulation.url, self.name
+        if url is None:
+            self._server = SimulationServer.shared()
+            self._served_as = await self._server.add(self._model)
+            url = self._server.url
         # The provider is for rules to name; what answers speaks OpenAI's own dialect.
-        settings = {"url": self._server.url, "model": self._served_as, "provider": "", "key_env": None}
+        settings = {"url": url, "model": self._served_as, "provider": "", "key_env": None}
         self._inner = OpenAIBackend(self.name, self.config.model_copy(update=settings), metadata=_metadata)
         return await self._inner.start()
 

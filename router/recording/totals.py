@@ -103,9 +103,12 @@ def totals(reader: RecordingReader, run: str) -> dict[str, NodeTotals]:
         arm = of(node).arm(key)
         arm.answers, arm.cost_usd, arm.simulated = answers, cost, bool(simulated)
         arm.reused, arm.reused_usd = int(reused), reused_usd
+    # Other runs may speak on the same topics, of their calls or, late, of those of this run: a score belongs
+    # to the run that made the call, whoever heard it.
     for node, scores, score_sum in reader._all(
-        f"SELECT node, count(score), total(score) FROM feedback WHERE run = ? AND feedback_kind NOT IN "
-        f"{_OF_NO_ANSWER} GROUP BY 1",
+        "SELECT f.node, count(score), total(score) FROM feedback f LEFT JOIN calls c USING (call_id) "
+        f"WHERE CASE call_id WHEN '' THEN f.run ELSE c.run END = ? AND feedback_kind NOT IN {_OF_NO_ANSWER} "
+        "GROUP BY 1",
         (run,),
     ):
         of(node).scores, of(node).score_sum = scores, score_sum

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -9,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError
+from kafka.protocol.api_header import ResponseClassRegistry
 
 from chainwax.connectors import SINKS, SOURCES, BadRecord, Outgoing, Record, SinkError, open_sink, open_source
 from chainwax.connectors.kafka import CODECS, KafkaServers, KafkaSink, KafkaSource
 from chainwax.connectors.kafka.codecs import Decoder, codec_of
+from chainwax.connectors.kafka.outbox import headers_of, id_of, stamp_of
 from chainwax.connectors.kafka.ranges import Place, parse_place
 from chainwax.connectors.kafka.servers import SERVER_OPTIONS, reason_of
-from chainwax.connectors.kafka.sink import _headers, _shortened
+from chainwax.connectors.kafka.sink import _shortened
+from chainwax.connectors.kafka.transactions import Marker
 from chainwax.router.errors import ConfigError
 from chainwax.router.types import CallRef
 
@@ -210,12 +214,12 @@ def test_encoding_and_its_limit(caplog):
 def test_headers():
     calls = (CallRef("n", "c1", "m"),)
     out = Outgoing(1, "k", "in:1", calls)
-    assert _headers(out, 100) == [
+    assert headers_of(out, 100) == [
         ("chainwax.position", b"in:1"),
         ("chainwax.calls", b'[{"node": "n", "call_id": "c1", "arm": "m"}]'),
     ]
-    assert _headers(Outgoing(1), 100) == []
-    assert [name for name, _ in _headers(out, 10)] == ["chainwax.position"]
+    assert headers_of(Outgoing(1), 100) == []
+    assert [name for name, _ in headers_of(out, 10)] == ["chainwax.position"]
 
 
 def test_what_errors_say():
@@ -223,3 +227,49 @@ def test_what_errors_say():
     long = TopicAlreadyExistsError("Request 'x' failed with response 'y'")
     assert reason_of(long) == "TopicAlreadyExistsError: Request 'x'"
     assert reason_of(ValueError()) == "ValueError"
+
+
+def test_an_outputs_id_says_where_it_comes_from():
+    def of(value, position="in:1", key="k", nodes=("a",), stamp="0" * 8, by_value=False):
+        calls = tuple(CallRef(node, value, "model") for node in nodes)
+        return id_of(Outgoing(value, key, position, calls), value.encode(), stamp, by_value=by_value)
+
+    assert len(of("x")) == 32
+    assert of("x") == of("y")
+    assert of("x", position="") != of("y", position="")
+    assert of("x", by_value=True) != of("y", by_value=True)
+    others = [
+        {"position": "in:2"},
+        {"key": "l"},
+        {"nodes": ("a", "b")},
+        {"nodes": ("ab",)},
+        {"stamp": "1" * 8},
+    ]
+    assert len({of("x"), *(of("x", **other) for other in others)}) == 6
+    assert of("x", position="\udc80") != of("x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stamp"),
+    [(0.0, 0), (1.5, 1500), (-1.0, None), (None, None), (math.nan, None), (math.inf, None), (4e9, None)],
+)
+def test_event_times_that_a_broker_takes(seconds, stamp):
+    assert stamp_of(seconds) == stamp
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"run"', "{}", '{"run": "r"}', "a note"])
+def test_what_is_no_marker_is_none(text):
+    assert Marker.parse(text) is None
+
+
+def test_markers():
+    marker = Marker("run", epoch=2, first=3, written=4, partitions=5)
+    assert Marker.parse(marker.text()) == marker
+    for wrong in ({"epoch": "2"}, {"run": 1}, {"first": True}, {"more": 1}):
+        assert Marker.parse(json.dumps(marker._asdict() | wrong)) is None
+
+
+def test_all_classes_of_responses_are_made_before_threads_could_make_them_twice():
+    for response in ResponseClassRegistry._response_class_registry.values():
+        whole = response[None]
+        assert whole._VERSIONS.keys() >= set(range(whole.max_version + 1))

@@ -576,3 +576,39 @@ def test_with_the_real_operators() -> None:
         ("fails", "KeyError"),
         ("team", "PromptFieldMissing"),
     ]
+
+
+def test_which_outputs_have_ids_that_say_what_they_are(asked: Asked) -> None:
+    flow = Flow("many")
+    items = flow.source("in")
+    items.query("asked", "{text}").sink("plain")
+    items.query("streamed", "{text}", stream=True).map("after", str).sink("pieces")
+    few = items.batch("few", size=2, seconds=1).map("count", len)
+    few.sink("batches")
+    items.map("one", str).merge("both", items.map("two", str)).sink("merged")
+    items.merge("around", few).sink("past")
+    told: dict[str, tuple[str, bool]] = {}
+
+    class Told(ListSink):
+        def __init__(self, name: str) -> None:
+            super().__init__([])
+            self.name = name
+
+        def belongs_to(self, run: Callable[[], str], *, by_value: bool) -> None:
+            told[self.name] = (run(), by_value)
+
+    sinks = {name: Told(name) for name in flow.sinks}
+    manager: Any = SimpleNamespace(run_id="mine")
+    flow.compile({"in": TestingSource([])}, sinks, dead_letters=Told("letters"), manager=manager)
+    assert {name for name, (_, by_value) in told.items() if by_value} == {"pieces", "past", "letters"}
+    assert len(told) == 6
+    assert {run for run, _ in told.values()} == {"mine"}
+
+
+def test_a_batch_that_became_one_item_says_which_items_these_were() -> None:
+    def position(*places: str) -> str:
+        return Batch([Item(place, "k", place) for place in places], "few/7").joined(0).position
+
+    assert position("in:1", "in:2").startswith("window:few/7#")
+    assert position("in:1", "in:2") == position("in:2", "in:1")
+    assert len({position("in:1", "in:2"), position("in:1", "in:3"), position("in:1")}) == 3

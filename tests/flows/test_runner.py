@@ -396,6 +396,68 @@ print(" after", file=sys.stderr)
     ]
 
 
+CLOSING = """
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from chainwax.connectors import SINKS, Kind
+from chainwax.flows import Flow
+
+flow = Flow("closing")
+flow.source("in").sink("out")
+
+
+class Part(StatefulSinkPartition):
+    def __init__(self, path):
+        self.path = path
+
+    def write_batch(self, values):
+        if self.path == "both":
+            raise OSError("cannot write")
+
+    def snapshot(self):
+        pass
+
+    def close(self):
+        raise OSError("cannot close")
+
+
+class Sink(FixedPartitionedSink):
+    def __init__(self, path):
+        self.path = path
+
+    def list_parts(self):
+        return ["a", "b"]
+
+    def part_fn(self, key):
+        return len(key)
+
+    def build_part(self, step_id, for_part, resume_state):
+        return Part(self.path)
+
+
+SINKS["closing"] = Kind(Sink)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "more"),
+    [
+        ("close", "cannot close", ()),
+        ("both", "cannot write", ()),
+        ("close", "cannot close", ("--processes", "2", "--state", "state")),
+    ],
+)
+def test_a_sink_whose_close_raises_fails_the_run_and_does_not_abort_it(tmp_path, path, said, more):
+    (tmp_path / "closing.py").write_text(CLOSING)
+    (tmp_path / "in.jsonl").write_text('{"id": "a"}\n{"id": "bb"}\n')
+    command = [sys.executable, "-m", "chainwax.flows.cli", "run", "closing.py", *more]
+    command += ["--source", "in=in.jsonl", "--sink", f"out=closing:{path}"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1, process.stderr
+    assert f"OSError: {said}" in process.stderr
+    assert "panic" not in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 def test_feedback_that_the_bus_delivers_last_is_still_learned_and_recorded(tmp_path):
     class LateBus(InProcessBus):
         """Delivers when it is closed, while the router's loop is busy."""

@@ -1,6 +1,7 @@
 """A real Apache Kafka broker on loopback, without Docker: Java 17 and Maven are enough.
 
-``python tests/real/broker.py`` starts one, prints its address and keeps it until Ctrl-C.
+``python tests/real/broker.py`` starts one, prints its address and keeps it until Ctrl-C. With a command
+behind it, in which ``{servers}`` stands for the address, it keeps it until that has ended.
 """
 
 from __future__ import annotations
@@ -184,21 +185,38 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def main() -> None:
-    """Run a broker until Ctrl-C."""
+def main(command: list[str]) -> int:
+    """Run a broker until Ctrl-C, or until the command has ended; its exit code."""
+    absent = lacking()
+    if absent:
+        sys.exit(absent)
     folder = BUILD / f"run-{os.getpid()}"
-    broker = Broker(folder)
+    broker = None
     try:
+        broker = Broker(folder)
         broker.start()
+        if command:
+            return _with(broker, command)
         print(broker.servers, flush=True)
         signal.pause()
     except KeyboardInterrupt:
-        pass
+        return 130
     finally:
-        broker.stop()
+        if broker is not None:
+            broker.stop()
         shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _with(broker: Broker, command: list[str]) -> int:
+    process = subprocess.Popen([word.replace("{servers}", broker.servers) for word in command])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            pass  # Ctrl-C reaches it too, and it needs the broker to end well
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import uuid
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_topic_that_is_deleted_while_writing_is_an_error(broker, topic, monkey
     part.write_batch([{"n": 2}])
     with pytest.raises(SinkError, match=f"topic '{topic}' did not take a record of 8 bytes"):
         part.snapshot()
-    made.closed()
+    part.close()
 
 
 def test_many_calls_do_not_make_a_record_too_large(broker, topic, messages, caplog):
@@ -173,6 +174,14 @@ def test_compression(broker, topic, messages):
         logs = json.dumps(admin.describe_log_dirs(), default=str)
     size = re.search(rf'"{topic}".*?"partition_size": (\d+)', logs)
     assert 0 < int(size[1]) < 10_000
+
+
+def test_event_time_is_the_records_time(broker, topic, messages):
+    write(broker, topic, [Record({"n": 1}, "", "in:1", 1e9 + 0.25), Record({"n": 2}, "", "in:2", 9e9)])
+    one, two = messages(topic)
+    assert one.timestamp == 1_000_000_000_250
+    # A broker refuses what is to come.
+    assert abs(two.timestamp / 1000 - time.time()) < 60
 
 
 def test_other_codecs(broker, topic, messages):

@@ -60,6 +60,9 @@ def test_a_counted_run(clock):
 
     assert json.loads(json.dumps(snapshot)) == snapshot
     assert snapshot.keys() == {"minute", "hour", "uptime"}
+    for name in ("latency_s", "first_token_s"):
+        buckets = snapshot["uptime"][name].pop("buckets")
+        assert list(buckets.values())[-1] == snapshot["uptime"][name]["count"]
     assert snapshot["minute"] == snapshot["hour"] == snapshot["uptime"]
     minute = snapshot["minute"]
     latency, first = minute.pop("latency_s"), minute.pop("first_token_s")
@@ -79,7 +82,9 @@ def test_a_counted_run(clock):
 
 def test_nothing_recorded_is_no_error(clock):
     snapshot = LLMRecorder(clock).snapshot()
-    assert snapshot["minute"]["latency_s"] == dict.fromkeys(("mean", "p50", "p90", "p95", "p99"))
+    assert snapshot["minute"]["latency_s"] == {"count": 0, "sum": 0} | dict.fromkeys(
+        ("mean", "p50", "p90", "p95", "p99")
+    )
     assert snapshot["uptime"]["score"] is None
     assert (snapshot["uptime"]["score_low"], snapshot["uptime"]["score_high"]) == (0.0, 1.0)
     assert json.dumps(LLMInterfaceRecorder(clock).snapshot())

@@ -9,6 +9,7 @@ import pytest
 
 from chainwax.router.errors import RecordingError
 from chainwax.router.recording import DeadLetter, NoRecording, RecordingReader, SqliteRecording
+from chainwax.router.recording.totals import totals
 from chainwax.router.types import (
     Arm,
     Decision,
@@ -74,6 +75,20 @@ def test_scores_of_two_arms_of_one_call_stand_side_by_side(rec, path):
     rec.feedback([said("c1", 1.0, arm="small"), said("c1", 0.0, arm="big")])
     rec.flush(5)
     assert len(rows(path, "feedback")) == 2
+
+
+def test_a_score_counts_for_the_run_that_made_the_call(rec, path):
+    put(rec, "c1")
+    rec.feedback([said("c1", 1.0), said("elsewhere", 0.0), said("", 0.5, item_key="nobody")])
+    rec.open_run("r2", "support", {})
+    put(rec, "c2")
+    rec.feedback([said("c2", 0.25), said("c1", 0.5, metric="late"), said("of another process", 0.0)])
+    rec.flush(5)
+    reader = RecordingReader(path)
+    first, second = (totals(reader, run)["team"] for run in ("r1", "r2"))
+    reader.close()
+    assert (first.scores, first.score_sum) == (3, 2.0)
+    assert (second.scores, second.score_sum) == (1, 0.25)
 
 
 def test_feedback_that_names_only_node_and_key_finds_the_latest_call(rec):
