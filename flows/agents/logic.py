@@ -189,7 +189,9 @@ class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
 
     @override
     def notify_at(self) -> datetime | None:
+        # As long as sources are held back on its account, it has to look again.
         waits = (self._thread.left and not self._thread.engine.halted) or self._thread.out
+        waits = waits or self._lane.backlog
         return datetime.now(UTC) + POLL if waits else None
 
     @override
