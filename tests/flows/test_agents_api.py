@@ -382,6 +382,7 @@ def test_an_agent_is_stopped_and_started_while_its_flow_runs(place, model):
     assert 20 <= len(out_of(place)) < 1000
     assert [x["seen"] for x in out_of(place)] == list(range(1, len(out_of(place)) + 1))
     # What was said holds for later runs, until it is taken back.
+    (place / "out.jsonl").write_text("")
     subprocess.run([*command, *RUN], check=True, capture_output=True)
     assert out_of(place) == []
     subprocess.run([*command, "agents", "start", "talk.py", "talk"], check=True, capture_output=True)
