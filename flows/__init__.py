@@ -7,12 +7,14 @@ r"""What a person writes: a flow, its streams and windows.
 ['tickets', 'team', 'out']
 """
 
+from chainwax.flows.agents.run import AgentRun, run_agent
 from chainwax.flows.graph import Branches, Flow, NodeInfo, Stream, WindowStream
 from chainwax.flows.nodes import LLMOptions
 from chainwax.operators.window import Session, Sliding, Tumbling
 from chainwax.router.errors import ConfigError
 
 __all__ = [
+    "AgentRun",
     "Branches",
     "ConfigError",
     "Flow",
@@ -23,4 +25,5 @@ __all__ = [
     "Stream",
     "Tumbling",
     "WindowStream",
+    "run_agent",
 ]

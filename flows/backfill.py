@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from chainwax.flows.execute import execute, job_of
+from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.job import Backfill, checked
-from chainwax.flows.load import load_flow
 from chainwax.flows.options import FlowName, RunOptions, takes_run_options
 from chainwax.router import ConfigError, load_settings
 
@@ -43,7 +42,8 @@ def backfill_command(
             "a backfill needs a recording, and the configuration says that there is none: it is how it knows "
             "what was paid for already"
         )
-    job = job_of(load_flow(flow), settings, options, backfill=Backfill(share, budget))
+    graph = bound_flow(flow, settings, options.source, options.sink)
+    job = job_of(graph, settings, options, backfill=Backfill(share, budget))
     for name, source in checked(job).sources.items():
         if not getattr(source, "ends", False):
             raise ConfigError(

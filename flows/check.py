@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from chainwax.flows.nodes import (
+    AgentsNode,
     BatchNode,
     BranchNode,
     FeedbackNode,
@@ -25,6 +26,7 @@ from chainwax.flows.nodes import (
     SourceNode,
     StatefulMapNode,
     WindowNode,
+    specs_in,
 )
 from chainwax.router.errors import ConfigError, UnknownName, nearest
 
@@ -131,8 +133,8 @@ def facts_of(node: Node, nodes: Mapping[str, Node], facts: Mapping[str, Facts]) 
         known = [facts[port.node] for port in node.inputs]
         batched = _batched(node, [facts[p.node].batched and p.name != "late" for p in node.inputs])
         upstream = dict.fromkeys(name for f in known for name in f.upstream)
-        upstream.update((p.node, None) for p in node.inputs if isinstance(nodes[p.node], LLMNode))
-        depths = [facts[p.node].depth + isinstance(nodes[p.node], LLMNode) for p in node.inputs]
+        upstream.update((spec.id, None) for p in node.inputs for spec in specs_in(nodes[p.node]))
+        depths = [facts[p.node].depth + bool(specs_in(nodes[p.node])) for p in node.inputs]
         if isinstance(node, FeedbackNode):
             _check_about(node, tuple(upstream), nodes)
         return Facts(
@@ -163,6 +165,9 @@ def _check_inputs(node: Node) -> None:
             raise ConfigError(
                 f"the stream of '{twice.node}' is merged with itself, which would double its items"
             )
+    elif isinstance(node, AgentsNode):
+        if not count:
+            raise ConfigError("nothing feeds its listeners")
     elif count != 1:
         raise ConfigError(f"a {node.kind} has one stream upstream, not {count}")
 
@@ -227,6 +232,8 @@ def _fields(node: Node, upstream: list[frozenset[str] | None]) -> frozenset[str]
                         f"the prompt names {{{name}}}, which its items lack: {nearest(name, fields)}"
                     )
             return fields | {node.id}
+        case AgentsNode():
+            return None
     return upstream[0]
 
 
@@ -258,6 +265,8 @@ def warnings_of(nodes: Mapping[str, Node], facts: Mapping[str, Facts]) -> list[s
     used = {port for node in nodes.values() for port in node.inputs}
     found = []
     for node in nodes.values():
+        if isinstance(node, AgentsNode):
+            continue  # what an agent sends to nobody is its own business
         # Late items without a stream of their own go to the dead letters, so they are not lost.
         loose = [port for port in node.ports if port != "late" and Port(node.id, port) not in used]
         if loose and not isinstance(node, FeedbackNode):

@@ -17,11 +17,12 @@ import typer
 from rich.console import Console
 
 from chainwax.connectors import RecordingSource, StopSwitch
+from chainwax.flows.agents.check import agents_app
 from chainwax.flows.backfill import backfill_command
 from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
 from chainwax.flows.demo.run import demo_job
-from chainwax.flows.execute import execute, job_of
+from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.job import Job
 from chainwax.flows.letters import letters_app
 from chainwax.flows.load import load_flow
@@ -60,6 +61,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(agents_app, name="agents")
 app.command("simulate")(simulate_command)
 app.command("control")(control_command)
 app.command("backfill")(backfill_command)
@@ -110,7 +112,8 @@ def run_command(
 ) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
     settings = load_settings(options.config)
-    job = job_of(load_flow(flow), settings, options, serve=address_of(serve, settings))
+    graph = bound_flow(flow, settings, options.source, options.sink)
+    job = job_of(graph, settings, options, serve=address_of(serve, settings))
     place = placed(process_id, addresses, os.environ)
     if place is not None and processes > 1:
         raise ConfigError("--processes is for one machine, -i and -a for several: give one of them")
@@ -147,7 +150,7 @@ def replay_command(
         own["learn_from_recording"] = False
     # What a replay learns is not what happened: it must not reach the routers of a live flow.
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=own), "bus": BusConfig()})
-    graph = load_flow(flow)
+    graph = load_flow(flow, agents=settings.agents)
     stop = StopSwitch()
     sources: dict[str, Any] = dict(bindings("--source", options.source))
     with closing(RecordingReader(recording)) as reader:
@@ -182,9 +185,10 @@ def check_command(
     config: ConfigFile = None,
 ) -> None:
     """Check a flow, its configuration and the first items of its sources; ask no model."""
+    settings = load_settings(config)
     count = print_check(
-        load_flow(flow),
-        load_settings(config),
+        bound_flow(flow, settings, source, sink),
+        settings,
         bindings("--source", source),
         bindings("--sink", sink),
         Console(highlight=False, soft_wrap=True),

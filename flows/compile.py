@@ -17,7 +17,10 @@ from bytewax.outputs import FixedPartitionedSink, Sink
 
 from chainwax.connectors.sinks import ConsoleSink, JsonLinesSink, to_json
 from chainwax.flows import steps
+from chainwax.flows.agents.line import run_line
+from chainwax.flows.agents.logic import agents_step
 from chainwax.flows.nodes import (
+    AgentsNode,
     BatchNode,
     BranchNode,
     FeedbackNode,
@@ -199,6 +202,8 @@ class _Compiler:
                 self._errs.append(windows.errs)
             case LLMNode(id):
                 self._ask(node, ups[0])
+            case AgentsNode():
+                self._listen(node, ups)
             case FeedbackNode(id, _, score, about, metric, kind):
                 up = ups[0]
                 if self._flow.info(node.inputs[0].node).batched and node.inputs[0].name != "late":
@@ -235,6 +240,27 @@ class _Compiler:
         )
         self._streams[Port(node.id)] = asked.oks
         self._errs.append(asked.errs)
+
+    def _listen(self, node: AgentsNode, ups: list[ByteStream[Item]]) -> None:
+        if node.group.is_line and node.tags != (None,):
+            up = ups[0] if len(ups) == 1 else op.merge(f"{node.id}:fed", *ups)
+            self._ran(node, op.flat_map_batch(node.id, up, run_line(node.group)))
+            return
+        tagged = [
+            op.flat_map_batch(f"{node.id}:in{number}", up, steps.tagged(tag))
+            for number, (up, tag) in enumerate(zip(ups, node.tags, strict=True))
+        ]
+        fed = tagged[0] if len(tagged) == 1 else op.merge(f"{node.id}:fed", *tagged)
+        specs = [self._specs[site.node] for site in node.sites]
+        self._ran(node, agents_step(node.id, fed, node, specs, self._manager, self._pressure))
+
+    def _ran(self, node: AgentsNode, ran: ByteStream[Any]) -> None:
+        alone = len(node.ports) == 1
+        for number, name in enumerate(node.ports):
+            self._streams[Port(node.id, name)] = op.flat_map_batch(
+                f"{node.id}:out{number}", ran, steps.of_stream(name, alone=alone)
+            )
+        self._errs.append(op.flat_map_batch(f"{node.id}:failed", ran, steps.failures_of))
 
     def _work(self, node_id: str, up: ByteStream[Item | Batch], work: steps.Work) -> None:
         self._keep(node_id, op.flat_map_batch(node_id, up, work))

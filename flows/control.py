@@ -19,7 +19,7 @@ from chainwax.router.control import Change, Value, check_change, in_force
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.controls import read_controls, write_controls
 
-__all__ = ["control_command", "parse_words"]
+__all__ = ["control_command", "parse_words", "tell"]
 
 _WORDS = ("target=", "budget=", "pin", "unpin", "pause", "resume")
 _FRESH_S = 10.0
@@ -87,6 +87,17 @@ def control_command(
         say(f"running now: {', '.join(known.running)}")
     elif known.looked:
         say("nothing of it runs now, as far as the recording knows; the next run follows it")
+
+
+def tell(
+    settings: Settings, path: Path | None, flow: str, setting: str, value: Value, node: str
+) -> list[str]:
+    """Say one change; the runs that are going on and will hear it. Raises :class:`ConfigError`."""
+    known = _known(settings, path, flow)
+    change = Change(flow, setting, value, node, SYSTEM_CLOCK.time())
+    check_change(change)
+    _write(settings, path, [change])
+    return known.running
 
 
 def parse_words(words: Iterable[str]) -> Iterator[tuple[str, Value]]:

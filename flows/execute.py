@@ -12,12 +12,23 @@ from rich.console import Console
 from chainwax.connectors import parse_uri
 from chainwax.flows.cluster import Command, run_cluster
 from chainwax.flows.graph import Flow
+from chainwax.flows.load import load_flow
 from chainwax.flows.options import RunOptions, bindings, config_name, make_console, print_json
 from chainwax.flows.report import print_report
 from chainwax.flows.runner import Job, Outcome, run_job
 from chainwax.router import ChainwaxError, ConfigError, Settings
 
-__all__ = ["execute", "job_of"]
+__all__ = ["bound_flow", "execute", "job_of"]
+
+
+def bound_flow(spec: str, settings: Settings, source: list[str] | None, sink: list[str] | None) -> Flow:
+    """The flow that a command line names; where it is made of agents, with the streams that are bound."""
+    return load_flow(
+        spec,
+        agents=settings.agents,
+        sources=bindings("--source", source),
+        sinks=bindings("--sink", sink),
+    )
 
 
 def job_of(flow: Flow, settings: Settings, options: RunOptions, **other: Any) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
@@ -23,6 +24,7 @@ from chainwax.flows.check import (
 from chainwax.flows.compile import compile_flow
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
+    AgentsNode,
     BatchNode,
     BranchNode,
     FeedbackNode,
@@ -40,6 +42,7 @@ from chainwax.flows.nodes import (
     StatefulMapNode,
     WindowNode,
     llm_spec,
+    specs_in,
 )
 from chainwax.operators.window import Windows
 from chainwax.router.answers import AnswerForm, Choice, FreeText, Structured
@@ -136,6 +139,12 @@ class Flow:
         return [node.id for node in self._nodes.values() if isinstance(node, SinkNode)]
 
     @property
+    def parts(self) -> dict[str, Callable[[bool], None]]:
+        """What of it can be stopped (called with True) and started while it runs, by name: its agents."""
+        worlds = [node.world for node in self._nodes.values() if isinstance(node, AgentsNode)]
+        return {name: partial(world.stop, name) for world in worlds for name in world.agents}
+
+    @property
     def warnings(self) -> list[str]:
         """What works and is probably not meant, for instance a stream that ends nowhere."""
         return warnings_of(self._nodes, self._facts)
@@ -205,10 +214,10 @@ class Flow:
         if self._specs is None:
             self._specs = {}
             for node in self._nodes.values():
-                if isinstance(node, LLMNode):
-                    info = self.info(node.id)
-                    self._specs[node.id] = replace(
-                        node.spec,
+                info = self.info(node.id)
+                for spec in specs_in(node):
+                    self._specs[spec.id] = replace(
+                        spec,
                         flow=self.id,
                         depth=info.depth,
                         downstream=info.downstream,

@@ -11,7 +11,9 @@ from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
 from chainwax.connectors import StopSwitch, open_sink, open_source, parse_uri
+from chainwax.flows.agents.saved import check_state
 from chainwax.flows.graph import Flow
+from chainwax.flows.nodes import AgentsNode
 from chainwax.flows.preflight import check_nodes
 from chainwax.flows.relay import RelayLine
 from chainwax.flows.serve import Address
@@ -96,10 +98,21 @@ class Bound(NamedTuple):
 def checked(job: Job) -> Bound:
     """Sources and sinks, opened. Raises :class:`ConfigError` with all that is wrong with the job."""
     bound = _bound(job)
+    _check_agents(job.flow, kept=job.state is not None)
     found = check_nodes(job.flow, job.settings, ask=job.asks, file=job.config_file)
     if found.every_problem:
         raise ConfigError("\n".join(found.every_problem))
     return bound
+
+
+def _check_agents(flow: Flow, *, kept: bool) -> None:
+    """Refuse agents whose state could not be brought back, where it would have to be."""
+    for node in flow.nodes.values():
+        if not isinstance(node, AgentsNode):
+            continue
+        node.world.kept = kept
+        if kept and (why := check_state(node.group)) is not None:
+            raise ConfigError(f"with --state all that listeners hold is kept: {why}")
 
 
 def _bound(job: Job) -> Bound:

@@ -6,30 +6,48 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from chainwax.flows.agents.load import agent_files, load_agents
 from chainwax.flows.graph import Flow
+from chainwax.router.config import AgentsConfig
 from chainwax.router.errors import ConfigError, UnknownName, nearest
 
-__all__ = ["load_flow", "user_frame"]
+__all__ = ["load_flow", "run_file", "user_frame"]
 
 _OURS = Path(__file__).resolve().parents[1]
 
 
-def load_flow(spec: str) -> Flow:
+def load_flow(
+    spec: str,
+    *,
+    agents: AgentsConfig | None = None,
+    sources: Iterable[str] | None = None,
+    sinks: Iterable[str] | None = None,
+) -> Flow:
     """The flow that ``path/to/file.py[:attr]`` or ``package.module[:attr]`` names.
 
-    Without ``attr`` it is the only flow in there. The file's folder can be imported from, first of all
+    Without ``attr`` it is the only flow in there. A file that imports ``chainstream``, and a folder of such
+    files, are agents, which become a flow with ``sources`` and ``sinks`` for its bound streams; None takes
+    all streams that it needs or names. The file's folder can be imported from, first of all
     while the file runs and last of all from then on; modules are looked for in the current folder too.
 
     Raises :class:`ConfigError` with the file and the line of the user's code that is to blame, chained to
     the user's own exception.
     """
     place, attr = _parted(spec)
+    files = agent_files(Path(place))
+    if files or Path(place).is_dir():
+        if not files:
+            raise ConfigError(f"{place}: there is no agent in this folder: a file that imports chainstream")
+        modules = [(str(path), partial(run_file, path)) for path in files]
+        return load_agents(place, modules, agents or AgentsConfig(), sources, sinks)
     if place.endswith(".py") or "/" in place or "\\" in place:
         path = Path(place)
-        module = _run_file(path)
+        module = run_file(path)
         where = str(path)
     else:
         module = _import_module(place)
@@ -60,7 +78,8 @@ def _parted(spec: str) -> tuple[str, str]:
     return place, attr
 
 
-def _run_file(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """The module of a file. Raises :class:`ConfigError` that blames the line."""
     if not path.is_file():
         folder = path.parent
         if not folder.is_dir():

@@ -62,9 +62,10 @@ class Orders:
 
     def job(self, stop: StopSwitch, line: RelayLine | None) -> Job:
         """The same as a job. Raises :class:`ConfigError`."""
+        settings = load_settings(self.config)
         return Job(
-            flow=load_flow(self.flow),
-            settings=load_settings(self.config),
+            flow=load_flow(self.flow, agents=settings.agents, sources=self.sources, sinks=self.sinks),
+            settings=settings,
             sources=self.sources,
             sinks=self.sinks,
             dead_letters=self.dead_letters,

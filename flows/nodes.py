@@ -13,6 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from chainwax.flows.agents.groups import Group
+from chainwax.flows.agents.questions import Site
+from chainwax.flows.chainstream._world import World
 from chainwax.operators.window import Windows
 from chainwax.router.answers import AnswerForm
 from chainwax.router.errors import ConfigError, UnknownName
@@ -21,6 +24,7 @@ from chainwax.router.prompt import Prompt
 from chainwax.router.types import FeedbackKind, Form, Mode, NodeSpec, Params, Rules
 
 __all__ = [
+    "AgentsNode",
     "BatchNode",
     "BranchNode",
     "FeedbackNode",
@@ -38,6 +42,7 @@ __all__ = [
     "StatefulMapNode",
     "WindowNode",
     "llm_spec",
+    "specs_in",
 ]
 
 
@@ -55,8 +60,12 @@ class Node:
     id: str
     inputs: tuple[Port, ...]
 
-    ports: ClassVar[tuple[str, ...]] = ("",)
-    """Names of the streams that come out."""
+    outs: ClassVar[tuple[str, ...]] = ("",)
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """Names of the streams that come out."""
+        return self.outs
 
     @property
     def kind(self) -> str:
@@ -110,7 +119,7 @@ class BranchNode(Node):
     fn: Callable[[Any], object]
     pure: bool = True
 
-    ports: ClassVar[tuple[str, ...]] = ("yes", "no")
+    outs: ClassVar[tuple[str, ...]] = ("yes", "no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +150,7 @@ class WindowNode(Node):
     by: Literal["system", "event"] = "system"
     wait: float = 0.0
 
-    ports: ClassVar[tuple[str, ...]] = ("", "late")
+    outs: ClassVar[tuple[str, ...]] = ("", "late")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +196,33 @@ class FeedbackNode(Node):
 class SinkNode(Node):
     """Where items go."""
 
-    ports: ClassVar[tuple[str, ...]] = ()
+    outs: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentsNode(Node):
+    """Listeners of agents that run together."""
+
+    group: Group
+    world: World
+    tags: tuple[str | None, ...]
+    """The agents' stream that each input is; None where its items say so themselves."""
+    sites: tuple[Site, ...] = ()
+    """Where its listeners ask models."""
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The agents' streams."""
+        return self.group.outputs
+
+
+def specs_in(node: Node) -> tuple[NodeSpec, ...]:
+    """The LLM nodes that a node of the graph holds, as far as it knows itself."""
+    if isinstance(node, LLMNode):
+        return (node.spec,)
+    if isinstance(node, AgentsNode):
+        return tuple(site.spec() for site in node.sites)
+    return ()
 
 
 class LLMOptions(TypedDict, total=False):

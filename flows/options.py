@@ -34,7 +34,9 @@ __all__ = [
 FlowName = Annotated[
     str,
     typer.Argument(
-        metavar="FLOW", help="path/to/file.py[:name] or package.module[:name]", envvar="CHAINWAX_FLOW"
+        metavar="FLOW",
+        help="path/to/file.py[:name], package.module[:name], or agents: a file or a folder.",
+        envvar="CHAINWAX_FLOW",
     ),
 ]
 Sources = Annotated[

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +16,8 @@ from rich.console import Console
 
 from chainwax.connectors import AnyRecord, BadRecord, Record, open_sink, open_source
 from chainwax.flows.graph import Flow
-from chainwax.flows.nodes import LLMNode, Node, SourceNode
-from chainwax.router import ConfigError, LLMManager, ModelConfig, Settings
+from chainwax.flows.nodes import Node, SourceNode, specs_in
+from chainwax.router import ConfigError, LLMManager, ModelConfig, NodeSpec, Settings
 from chainwax.router.errors import UnknownName, nearest
 from chainwax.router.instance import LLMInstance
 from chainwax.router.prompt import fields_of
@@ -88,13 +88,13 @@ def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str |
             )
     manager = LLMManager(_without_recording(settings, {name: settings.models[name] for name in usable}))
     asked: dict[str, LLMInstance] = {}
-    for node in flow.nodes.values():
-        check = NodeCheck(node.id, node.kind)
+    for id, kind, spec in _asking(flow, specs):
+        check = NodeCheck(id, kind)
         found.nodes.append(check)
-        if not isinstance(node, LLMNode):
+        if spec is None:
             continue
         try:
-            router = manager.register(specs[node.id]).router
+            router = manager.register(spec).router
         except ConfigError as error:
             # Where a model is missing because it is refused above, that is the thing to mend.
             check.problem = str(error)
@@ -105,10 +105,20 @@ def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str |
         check.detail = f"{router.node.form}, target {router.node.target:g}"
         if router.node.mode == "observe":
             check.detail += ", observe"
-        check.problem = _simulation_problem(node.id, serving.values())
+        check.problem = _simulation_problem(id, serving.values())
     if ask:
         found.problems += [f"{where}{why}" for why in map(_key_problem, asked.values()) if why]
     return found
+
+
+def _asking(flow: Flow, specs: Mapping[str, NodeSpec]) -> Iterator[tuple[str, str, NodeSpec | None]]:
+    """All nodes with their kinds, and those that ask models with what the router knows of them."""
+    for node in flow.nodes.values():
+        own = [specs[spec.id] for spec in specs_in(node)]
+        if not own or node.id not in specs:
+            yield node.id, node.kind, None
+        for spec in own:
+            yield spec.id, spec.kind, spec
 
 
 def first_items(flow: Flow, sources: Mapping[str, Source[AnyRecord]], found: Found) -> list[str]:

@@ -22,7 +22,6 @@ from rich.console import Console
 from chainwax.connectors import open_bus, open_redis
 from chainwax.flows.job import Bound, Job, checked, state_of
 from chainwax.flows.load import user_frame
-from chainwax.flows.nodes import LLMNode
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import Progress, counted, money
 from chainwax.flows.relay import RelayBus, RelayLender
@@ -187,6 +186,7 @@ def _compiled(
     manager = LLMManager(
         job.settings, bus=bus, backends=job.backends, share=share, lender=lender, store=store
     )
+    manager.parts.update(job.flow.parts)
     try:
         begin(manager)
         if job.backfill is not None:
@@ -386,7 +386,7 @@ def say_what_is_known(
 
 def report_of(job: Job, snapshot: Mapping[str, Any], tally: Tally, status: str, seconds: float) -> RunReport:
     """The report on a whole run, from its recording and what the recorders said last."""
-    kinds = {node.id: node.kind for node in job.flow.nodes.values() if isinstance(node, LLMNode)}
+    kinds = {spec.id: spec.kind for spec in job.flow.specs().values()}
     first = tally.first or {}
     letters = Letters(tally.letters, *(str(first.get(name, "")) for name in ("node", "error", "message")))
     items = tally.items

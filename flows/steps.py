@@ -31,6 +31,7 @@ __all__ = [
     "branch_each",
     "by_key",
     "dead_letter",
+    "failures_of",
     "filter_each",
     "flat_map_each",
     "held_back",
@@ -39,9 +40,11 @@ __all__ = [
     "keyed_values",
     "late_letters",
     "map_each",
+    "of_stream",
     "outgoing",
     "pick",
     "plain_values",
+    "tagged",
     "unpacked",
     "without_key",
 ]
@@ -286,6 +289,27 @@ class StatefulMap(StatefulBatchLogic[Some, Any, Any]):
     def snapshot(self) -> Any:
         """The state itself: functions replace it and do not change it."""
         return self._state
+
+
+def tagged(stream: str | None) -> Callable[[list[Item]], list[tuple[str, Item]]]:
+    """Items with the name of their stream; with None their values are such pairs already."""
+    if stream is None:
+        return lambda batch: [(item.value[0], item.with_value(item.value[1])) for item in batch]
+    return lambda batch: [(stream, item) for item in batch]
+
+
+def of_stream(name: str, *, alone: bool) -> Callable[[list[Any]], list[Item]]:
+    """The items of one stream, of pairs with failures between them; ``alone`` where it is the only one."""
+    if alone:
+        return lambda batch: [
+            out[1] if type(out) is tuple else out for out in batch if type(out) is not FailedItem
+        ]
+    return lambda batch: [out[1] for out in batch if type(out) is tuple and out[0] == name]
+
+
+def failures_of(batch: list[Any]) -> list[FailedItem]:
+    """The failures between pairs."""
+    return [out for out in batch if type(out) is FailedItem]
 
 
 def unpacked(batches: list[Batch]) -> list[Item]:

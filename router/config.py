@@ -24,6 +24,7 @@ from chainwax.router.model_types import parse_model_type
 from chainwax.router.types import Form, Mode, Tier
 
 __all__ = [
+    "AgentsConfig",
     "BusConfig",
     "LocalEngine",
     "ModelConfig",
@@ -233,6 +234,17 @@ class BusConfig(_Section):
         return self.topics.get(what, f"{self.prefix}.{what}")
 
 
+class AgentsConfig(_Section):
+    """ChainStream agents, where a flow is made of such."""
+
+    legacy: bool = False
+    """Agents of the older API: streams are named without the agent, and made when first asked for."""
+    strict: bool = False
+    """Drop lists of texts and dicts from prompts, as ChainStream itself does."""
+    priority: dict[str, int] = {}
+    """By agent id, in place of the agents' own: higher is served first."""
+
+
 class ServeConfig(_Section):
     """Where ``chainwax run`` tells how it is: health, readiness, metrics."""
 
@@ -285,6 +297,7 @@ class Settings(BaseSettings):
     nodes: dict[str, NodeConfig] = {}
     models: dict[str, ModelConfig] = {}
     bus: BusConfig = BusConfig()
+    agents: AgentsConfig = AgentsConfig()
     serve: ServeConfig = ServeConfig()
     redis: RedisConfig = RedisConfig()
 

@@ -25,8 +25,8 @@ __all__ = ["SETTINGS", "Change", "Controls", "changes_of", "check_change", "in_f
 
 log = logging.getLogger("chainwax")
 
-SETTINGS = ("target", "budget", "pin", "paused")
-"""What can be changed."""
+SETTINGS = ("target", "budget", "pin", "paused", "stopped")
+"""What can be changed; ``stopped`` is of a part of the flow, as :attr:`LLMManager.parts` names them."""
 _MOST = 1000
 """Changes that are kept at most: names of nodes come over the wire, and anybody can make them up."""
 
@@ -41,17 +41,17 @@ class Change:
     setting: str
     """One of :data:`SETTINGS`."""
     value: Value
-    """A share for ``target``, dollars for ``budget``, a model for ``pin``, a bool for ``paused``; None takes
-    the change back."""
+    """A share for ``target``, dollars for ``budget``, a model for ``pin``, a bool for ``paused`` and
+    ``stopped``; None takes the change back."""
     node: str = ""
-    """Empty for all nodes of the flow."""
+    """Empty for all nodes of the flow; the part that is stopped."""
     time: float = 0.0
     """When it was said."""
 
     def __str__(self) -> str:
         match self.setting, self.value:
-            case "paused", value:
-                return "paused" if value else "not paused"
+            case ("paused" | "stopped") as setting, value:
+                return setting if value else f"not {setting}"
             case setting, None:
                 return f"{setting} as configured"
             case "budget", value:
@@ -71,9 +71,11 @@ def check_change(change: Change) -> None:
     if value is None:
         return
     what = f"{change.setting} {str(value)[:100]!r}"
-    if change.setting == "paused":
+    if change.setting in ("paused", "stopped"):
         if not isinstance(value, bool):
             raise ConfigError(f"{what} is neither true nor false")
+        if change.setting == "stopped" and not change.node:
+            raise ConfigError(f"{what}: it names no part of the flow")
     elif change.setting == "pin":
         if not isinstance(value, str) or not 0 < len(value) <= 500:
             raise ConfigError(f"{what} is no model's name")
@@ -214,6 +216,9 @@ class Controls:
         return None
 
     def _take_up(self, change: Change, live: bool) -> None:
+        if change.setting == "stopped":
+            self._stop(change, live)
+            return
         nodes = {
             name: interface
             for (flow, name), interface in self._manager.interfaces.items()
@@ -229,6 +234,22 @@ class Controls:
                 if why_not is None:
                     self._refresh(interface)
                 self._decide(name, change, why_not, live)
+
+    def _stop(self, change: Change, live: bool) -> None:
+        """Stop or start a part of the flow."""
+        if change.flow != self._manager.flow:
+            return
+        part = self._manager.parts.get(change.node)
+        why_not = None
+        if part is None:
+            known = self._manager.parts
+            why_not = f"the flow '{change.flow}' has no such part: {nearest(change.node, known)}"
+        else:
+            part(bool(change.value))
+        if live:
+            kind, why = ("control", {}) if why_not is None else ("control_refused", {"why": why_not})
+            log.warning("'%s': %s%s", change.node, change, f": refused: {why_not}" if why_not else "")
+            self._manager.announce(_decision(kind, change.node, change, **why))
 
     def _refresh(self, interface: LLMInterface) -> None:
         """Let a node follow what counts now; what was learned stays."""

@@ -96,6 +96,8 @@ class LLMManager:
         self._spent_before: Mapping[str, float] = {}
         self.called: Callable[[str, Query, CallResult], None] | None = None
         """Where answered calls are told of, where the bus is one of many processes."""
+        self.parts: dict[str, Callable[[bool], None]] = {}
+        """Parts of the flow that can be stopped (True) and started (False) while it runs, by name."""
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -134,6 +136,11 @@ class LLMManager:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def flow(self) -> str | None:
+        """The flow that runs."""
+        return self._flow
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

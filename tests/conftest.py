@@ -10,7 +10,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's business, not the code's.
+hypothesis.settings.register_profile("chainwax", deadline=None)
+hypothesis.settings.load_profile("chainwax")
 
 # Rust's own traceback of a worker that Python code ended says nothing that Python's does not.
 os.environ["RUST_BACKTRACE"] = "0"

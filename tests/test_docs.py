@@ -38,7 +38,7 @@ from typer.main import get_command
 from chainwax.flows.cli import app
 from chainwax.router import ModelConfig, NodeConfig, NodeSpec, RunConfig, Settings, Simulation, load_settings
 from chainwax.router.backends import BACKENDS
-from chainwax.router.config import BusConfig, LocalEngine, RedisConfig, ServeConfig
+from chainwax.router.config import AgentsConfig, BusConfig, LocalEngine, RedisConfig, ServeConfig
 from chainwax.router.policies import POLICIES
 from chainwax.router.prices import Prices
 
@@ -243,6 +243,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("[bus]", "CHAINWAX_BUS__", BusConfig),
     ("[serve]", "CHAINWAX_SERVE__", ServeConfig),
     ("[redis]", "CHAINWAX_REDIS__", RedisConfig),
+    ("[agents]", "CHAINWAX_AGENTS__", AgentsConfig),
 ]
 NODE = {field.name: field.default for field in dataclasses.fields(NodeSpec)}
 """What counts where neither the configuration nor the flow says."""
@@ -304,7 +305,8 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         assert not missing, f"{title}: print the tables with: python tests/test_docs.py"
     keys = sum(len(section.model_fields) - 2 * (section is ModelConfig) for _, _, section in SECTIONS)
     assert len(re.findall(r"^\| `\w+` \|", page, flags=re.MULTILINE)) == keys
-    assert set(Settings.model_fields) == {"run", "defaults", "nodes", "models", "bus", "serve", "redis"}
+    names = {"run", "defaults", "nodes", "models", "bus", "serve", "redis", "agents"}
+    assert set(Settings.model_fields) == names
 
 
 if __name__ == "__main__":

@@ -1,0 +1,264 @@
+"""From agents' files to a flow."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from chainwax.flows.agents.groups import Group, grouped
+from chainwax.flows.agents.questions import sites_of
+from chainwax.flows.chainstream._world import World, enter, identifier
+from chainwax.flows.chainstream.agent import Agent
+from chainwax.flows.check import check_id
+from chainwax.flows.graph import Flow
+from chainwax.flows.nodes import AgentsNode, MergeNode, Node, Port, SinkNode, SourceNode
+from chainwax.router.config import AgentsConfig
+from chainwax.router.errors import ConfigError, UnknownName
+
+__all__ = [
+    "ARRIVALS",
+    "agent_files",
+    "agents_flow",
+    "as_chainstream",
+    "load_agents",
+    "put_in_place",
+    "start_agents",
+    "world_for",
+]
+
+_API = ("action", "agent", "context", "llm", "memory", "stream")
+ARRIVALS = "arrivals"
+"""The source of a flow whose items say themselves which stream they arrive on."""
+
+
+def _is_agent_file(path: Path) -> bool:
+    """Whether a file is written for ChainStream: it imports the module of that name."""
+    if path.suffix != ".py" or not path.is_file():
+        return False
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return False
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        if any(name.partition(".")[0] == "chainstream" for name in names):
+            return True
+    return False
+
+
+def agent_files(place: Path) -> list[Path]:
+    """The agents' files that a path names: itself, or all below a folder, by name."""
+    if place.is_dir():
+        return sorted(path for path in place.rglob("*.py") if _is_agent_file(path))
+    return [place] if _is_agent_file(place) else []
+
+
+def put_in_place() -> dict[str, ModuleType]:
+    """Have ``import chainstream`` give chainwax's module; gives what was there before."""
+    names = {"chainstream": "chainwax.flows.chainstream"}
+    names.update({f"chainstream.{part}": f"chainwax.flows.chainstream.{part}" for part in _API})
+    before = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "chainstream"
+    }
+    sys.modules.update({name: importlib.import_module(ours) for name, ours in names.items()})
+    return before
+
+
+@contextlib.contextmanager
+def as_chainstream() -> Iterator[None]:
+    """The same inside the block only, whatever is installed."""
+    before = put_in_place()
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "chainstream"]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+Load = Callable[[], ModuleType]
+
+
+def start_agents(
+    world: World,
+    modules: Iterable[tuple[str, Load]],
+    refused: Callable[[str, ConfigError], None] | None = None,
+) -> dict[str, list[Agent]]:
+    """Make and start the agents of modules; each module is given with its place, for messages.
+
+    One that asks for a stream that another makes is started after it. The world and the module
+    ``chainstream`` must be in place. Gives the agents by place.
+
+    Raises :class:`ConfigError` where a file holds no agent, and where one cannot be made or started, chained
+    to the agent's own exception; with ``refused`` it is called with each such place and error instead.
+    """
+
+    def refuse(place: str, error: ConfigError) -> None:
+        if refused is None:
+            raise error
+        refused(place, error)
+
+    waiting: list[tuple[str, type[Agent]]] = []
+    for place, load in modules:
+        try:
+            waiting += [(place, cls) for cls in _classes(place, load())]
+        except ConfigError as error:
+            refuse(place, error)
+    started: dict[str, list[Agent]] = {}
+    while waiting:
+        failed: list[tuple[str, type[Agent], BaseException]] = []
+        for place, cls in waiting:
+            kept = (dict(world.agents), dict(world.streams), set(world.anonymous), list(world.listeners))
+            try:
+                agent = cls()  # type: ignore[call-arg]  # agents name themselves
+                agent.start()
+            except (Exception, SystemExit) as error:
+                world.agents, world.streams, world.anonymous, world.listeners = kept
+                failed.append((place, cls, error))
+            else:
+                started.setdefault(place, []).append(agent)
+        if len(failed) == len(waiting):
+            for place, cls, raised in failed:
+                refuse(place, _not_started(place, cls, raised))
+            break
+        waiting = [(place, cls) for place, cls, _ in failed]
+    return started
+
+
+def _not_started(place: str, cls: type[Agent], raised: BaseException) -> ConfigError:
+    why, hint = f"{type(raised).__name__}: {raised}", ""
+    if isinstance(raised, KeyError) and str(raised.args[0]).startswith("no stream "):
+        why, hint = raised.args[0], " (a stream from outside is bound by --source NAME=URI)"
+    error = ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}")
+    error.__cause__ = raised
+    return error
+
+
+def _classes(place: str, module: ModuleType) -> list[type[Agent]]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Agent)
+        and value.__module__ == module.__name__
+        and getattr(value, "is_agent", False)
+    ]
+    if not found:
+        raise ConfigError(f"{place}: there is no agent in it, a class of cs.agent.Agent")
+    return found
+
+
+def world_for(config: AgentsConfig, sources: Iterable[str] | None, sinks: Iterable[str] | None) -> World:
+    """A world as the configuration wants it; without sources all streams are there that are asked for."""
+    return World(
+        frozenset(sources or ()),
+        frozenset(sinks or ()),
+        open=sources is None,
+        legacy=config.legacy,
+        strict=config.strict,
+        priorities=dict(config.priority),
+    )
+
+
+def load_agents(
+    place: str,
+    modules: Sequence[tuple[str, Load]],
+    config: AgentsConfig,
+    sources: Iterable[str] | None,
+    sinks: Iterable[str] | None,
+) -> Flow:
+    """The flow of agents' modules; the API speaks of its world from now on.
+
+    ``sources`` and ``sinks`` are the names of the streams that are bound; None takes all that the agents
+    need, and all that they name. Raises :class:`ConfigError` as :func:`start_agents` and
+    :func:`agents_flow`.
+    """
+    world = world_for(config, sources, sinks)
+    put_in_place()
+    enter(world)
+    start_agents(world, modules)
+    for name in config.priority:
+        if name not in world.agents:
+            raise UnknownName("agent in [agents.priority]:", name, world.agents)
+    world.running = True
+    if sinks is None:
+        written = {stream for group in grouped(world) for stream in group.outputs}
+        sinks = [name for name in world.streams if name in written and name not in world.anonymous]
+        sinks = [name for name in sinks if name not in world.given]
+    stem = Path(place).resolve().stem
+    return agents_flow(identifier(stem), world, sources=sorted(world.given), sinks=list(sinks))
+
+
+def agents_flow(
+    id: str,
+    world: World,
+    *,
+    sources: Sequence[str],
+    sinks: Sequence[str],
+    arrivals: bool = False,
+) -> Flow:
+    """The flow of started agents, with their streams of these names as its sources and sinks.
+
+    With ``arrivals`` there is a single source instead, whose items are pairs of a stream's name and a value.
+
+    Raises :class:`ConfigError` for names that no agent knows.
+    """
+    groups = grouped(world)
+    written = {stream for group in groups for stream in group.outputs}
+    for what, names, known in (
+        ("source", sources, {s for group in groups for s in group.inputs}),
+        ("sink", sinks, {s for s in world.streams if s not in world.anonymous}),
+    ):
+        for name in names:
+            check_id(f"the {what}'s name", name)
+            if name not in known and what == "sink":
+                raise UnknownName(f"stream for --{what}:", name, known)
+    nodes: list[Node] = []
+    if arrivals:
+        nodes.append(SourceNode(ARRIVALS))
+    else:
+        nodes += [SourceNode(name) for name in sources]
+    ports: dict[str, list[Port]] = {name: [Port(name)] for name in sources} if not arrivals else {}
+    given = set(sources)
+    for group in groups:
+        inputs: list[tuple[Port, str | None]] = []
+        if arrivals and given & set(group.inputs):
+            inputs.append((Port(ARRIVALS), None))
+        for stream in group.inputs:
+            inputs += [(port, stream) for port in ports.get(stream, ())]
+        if not inputs:
+            continue  # nothing ever comes to it
+        nodes.append(_node(group, world, inputs))
+        for stream in group.outputs:
+            ports.setdefault(stream, []).append(Port(group.id, stream))
+    for name in sinks:
+        found = ports.get(name, [])
+        if not found:
+            raise ConfigError(
+                f"--sink {name}: nothing is ever written to this stream"
+                + ("" if name in written else ": no listener writes to it")
+            )
+        if len(found) > 1:
+            nodes.append(MergeNode(f"{name}-all", tuple(found)))
+            found = [Port(f"{name}-all")]
+        nodes.append(SinkNode(name, (found[0],)))
+    return Flow.from_nodes(id, nodes)
+
+
+def _node(group: Group, world: World, inputs: list[tuple[Port, str | None]]) -> AgentsNode:
+    sites = [site for member in group.members for site in sites_of(member.listener, member.touches.questions)]
+    return AgentsNode(
+        group.id,
+        tuple(dict.fromkeys(port for port, _ in inputs)),
+        group,
+        world,
+        tuple(tag for _, tag in dict(inputs).items()),
+        tuple(sites),
+    )
