@@ -1,10 +1,10 @@
 # One image for all: a flow (run), its simulated models (simulate), and every other command of chainwax.
 #   docker build -t chainwax:0.1.0 .
-#   docker build -t chainwax:0.1.0-local --build-arg EXTRAS=[local,parquet] .
+#   docker build -t chainwax:0.1.0-local --build-arg EXTRAS=[redis,local,parquet] .
 # Settings come from the environment (docs/deploying.md); no key and no file is in the image.
 
 FROM python:3.12-slim AS build
-ARG EXTRAS=""
+ARG EXTRAS=[redis]
 WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY router ./router

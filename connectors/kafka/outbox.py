@@ -45,6 +45,9 @@ OVERHEAD = 512
 """Bytes that are kept free for the key and the position of a record."""
 AHEAD_SECONDS = 60.0
 """Brokers refuse records from the future, an hour and more unless told otherwise: those get the time now."""
+BEHIND_SECONDS = 86_400.0
+"""A broker deletes records by their time stamps, after a week unless told otherwise: what a replay writes of
+an older past would be gone before anybody reads it. Such records get the time now too."""
 
 
 class Outbox:
@@ -139,6 +142,7 @@ def id_of(out: Outgoing, raw: bytes, stamp: str, *, by_value: bool) -> str:
 
 def stamp_of(seconds: float | None) -> int | None:
     """Event time in milliseconds, where a broker takes it; with None the producer takes the time now."""
-    if seconds is None or not 0 <= seconds <= time.time() + AHEAD_SECONDS:
+    now = time.time()
+    if seconds is None or not now - BEHIND_SECONDS <= seconds <= now + AHEAD_SECONDS:
         return None
     return int(seconds * 1000)

@@ -57,6 +57,7 @@ class Compose:
         """A text of the file, with what it names where it is on this machine."""
         for old, new in {
             "kafka:9092": self.servers,
+            "redis:6379": f"127.0.0.1:{self.ports['redis']}",
             "model:8000": f"127.0.0.1:{self.ports['model']}",
             "127.0.0.1:8000": f"127.0.0.1:{self.ports['model']}",
             "127.0.0.1:8080": f"127.0.0.1:{self.ports['flow']}",
@@ -134,6 +135,8 @@ def matches(sample, name, labels):
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory, broker):
     """The services up to the flow, healthy one after the other."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not there: make system")
     compose = Compose(tmp_path_factory.mktemp("compose"))
     kafka = compose.services["kafka"]["environment"]
     settings = {key.removeprefix("KAFKA_").lower().replace("_", "."): value for key, value in kafka.items()}
@@ -144,6 +147,8 @@ def compose(tmp_path_factory, broker):
         own.start()
         topics = compose.start("topics")
         assert topics.wait(60) == 0, compose.log("topics")
+        compose.start("redis", "--port", str(compose.ports["redis"]), "--bind", "127.0.0.1")
+        compose.wait(lambda: compose.healthy("redis", "-p", str(compose.ports["redis"])), "redis")
         compose.start("model")
         compose.wait(lambda: compose.healthy("model"), "model")
         compose.start("flow")
@@ -203,18 +208,6 @@ def values(compose, topic):
         except StopIteration:
             partition.close()
     return found
-
-
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not there: make system")
-def test_redis_runs_with_what_the_file_says(tmp_path):
-    compose = Compose(tmp_path)
-    port = ["--port", str(compose.ports["redis"]), "--bind", "127.0.0.1"]
-    process = compose.start("redis", *port)
-    try:
-        compose.wait(lambda: compose.healthy("redis", "-p", port[1]), "redis")
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 # -- alerts and dashboard ----------------------------------------------------------------------------------
