@@ -193,15 +193,16 @@ class LLMManager:
             self._remember(interface)
         for spec in nodes:
             self.register(spec)
-        tasks = [self._save_snapshots()]
         if self._shared is not None:
             saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
             self.run(asyncio.sleep(0))  # what it called with is on its way through the loop
-            tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
         else:
             self.loop.call_soon_threadsafe(self.control.read, flow, False)
         self.loop.call_soon_threadsafe(self.control.begun)
+        tasks = [self._save_snapshots()]
+        if self._shared is not None:
+            tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
         self.loop.call_soon_threadsafe(self._begin_tasks, tasks)
         self.run(asyncio.sleep(0))  # what operators said before counts from the first call on
         return self.resumed
