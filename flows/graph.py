@@ -421,7 +421,8 @@ class Stream:
     ) -> Stream:
         """Score what became of the answers; the items go on unchanged (batches one by one).
 
-        ``about`` names LLM nodes upstream; left out, it is all of them.
+        ``about`` names LLM nodes upstream whose answers the score is one of. Left out, it is a score of the
+        item's end result, and each answer on the item's way gets its share of credit and blame.
         """
         about = (about,) if isinstance(about, str) else tuple(about or ())
         try:

@@ -24,6 +24,7 @@ from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
+from chainwax.router.credit import split
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.instance import LLMInstance
@@ -37,7 +38,7 @@ from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
-from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
+from chainwax.router.types import CallRef, CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
 __all__ = ["LLMManager"]
 
@@ -189,10 +190,9 @@ class LLMManager:
         self.resumed = known or resume
         if self.resumed:
             self._spent_before = self.recording.spent(self.run_id)
-        for interface in self.interfaces.values():
-            self._remember(interface)
         for spec in nodes:
-            self.register(spec)
+            self._interface(spec)
+        self._remember(list(self.interfaces.values()))
         if self._shared is not None:
             saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
@@ -294,6 +294,16 @@ class LLMManager:
             known = self.interfaces.get((spec.flow, spec.id))
             if known is not None:
                 return known
+            interface = self._interface(spec)
+            self._remember([interface])
+            return interface
+
+    def _interface(self, spec: NodeSpec) -> LLMInterface:
+        """The interface of a node that has learned nothing yet, unless it was there."""
+        with self._lock:
+            known = self.interfaces.get((spec.flow, spec.id))
+            if known is not None:
+                return known
             node = self.configured(spec)
             instances = self._serving(node)
             recorder = LLMInterfaceRecorder(self.clock)
@@ -313,7 +323,6 @@ class LLMManager:
             self.give_purse(router)
             interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
-            self._remember(interface)
             self.control.registered(interface)
             return interface
 
@@ -503,15 +512,28 @@ class LLMManager:
             if not self._resolve(one):
                 self.refused_feedback += 1
                 continue
-            interface = self._interface_of(one.node)
-            if interface is None:
+            if not self._take(one):
                 self.refused_feedback += 1
                 log.warning("feedback about an unknown node '%s'", one.node)
                 continue
-            interface.router.learn(one)
             good.append(one)
         if record:
             self.recording.feedback(good)
+
+    def _take(self, one: Feedback) -> bool:
+        """Have it learned by the router that it is about, or by all of its path; False where none is here."""
+        told = split(one, self._expected) if one.path else (one,)
+        found = False
+        for part in told:
+            interface = self._interface_of(part.node)
+            if interface is not None:
+                interface.router.learn(part)
+                found = True
+        return found
+
+    def _expected(self, ref: CallRef) -> float | None:
+        interface = self._interface_of(ref.node)
+        return None if interface is None else interface.router.expected(ref.arm)
 
     def _interface_of(self, node: str) -> LLMInterface | None:
         """The interface that feedback about a node is meant for: feedback names no flow."""
@@ -524,11 +546,12 @@ class LLMManager:
 
     def _resolve(self, one: Feedback) -> bool:
         """Fill in what the sender did not know. False where the feedback is no use."""
-        if not isinstance(one.score, int | float) or not math.isfinite(one.score) or not 0 <= one.score <= 1:
-            log.warning(
-                "feedback about node '%s' refused: the score %r is not in [0, 1]", one.node, one.score
-            )
-            return False
+        for name, value in (("score", one.score), ("weight", one.weight)):
+            if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+                log.warning(
+                    "feedback about node '%s' refused: the %s %r is not in [0, 1]", one.node, name, value
+                )
+                return False
         if not one.time:
             one.time = self.clock.time()
         if not one.arm:
@@ -546,11 +569,17 @@ class LLMManager:
         known = self.recording.arm_of(call_id) if call_id else None
         return None if known is None else (call_id, *known)
 
-    def _remember(self, interface: LLMInterface) -> None:
-        """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""
+    def _remember(self, interfaces: Sequence[LLMInterface]) -> None:
+        """Fold what is recorded of nodes into their routers; a bus that remembers does it by itself."""
         if not self.settings.run.learn_from_recording or self._shared is not None:
             return
-        saved.fold(interface, self.recording)
+        by_flow: dict[str, list[str]] = {}
+        for interface in interfaces:
+            by_flow.setdefault(interface.node.flow, []).append(interface.node.id)
+        for flow, new in by_flow.items():
+            there = [node for known, node in self.interfaces if known == flow]
+            for one in saved.fold(self.recording, flow, new, there):
+                self._take(one)
 
     def _described(self) -> dict[str, Any]:
         described = self.settings.model_dump(mode="json", exclude_defaults=True)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
@@ -48,6 +48,18 @@ _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
 
 
+class _Said(NamedTuple):
+    """A score as it was learned, to be taken back when it is revised."""
+
+    score: float
+    others: float
+    weight: float
+
+    @property
+    def learned(self) -> float:
+        return self.score / self.others
+
+
 class LLMRouter:
     """The router of one interface. Its *form* is the node's; all methods run on the router's loop."""
 
@@ -87,7 +99,7 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
-        self._scores: dict[int, float] = {}
+        self._scores: dict[int, _Said] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
         self.purse = None if node.budget is None else Purse(node.budget)
@@ -142,7 +154,7 @@ class LLMRouter:
         state = self.stats.by_key.get(feedback.arm)
         if state is None:
             return
-        earlier: float | None = None
+        earlier: _Said | None = None
         if feedback.call_id:
             which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
             earlier = self._scores.pop(which, None)
@@ -150,13 +162,19 @@ class LLMRouter:
                 self._count(state, earlier, -1.0, feedback.kind)
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-            self._scores[which] = feedback.score
-        self._count(state, feedback.score, 1.0, feedback.kind)
+            self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
+        self._count(state, _Said(feedback.score, feedback.others, feedback.weight), 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _UNUSED:
-            self._certify(feedback, earlier)
+            # Of a path the end result is certified: with this call's answer, and with the strongest's.
+            self._certify(feedback, None if earlier is None else earlier.score)
             if isinstance(self.policy, Watching):
-                self.policy.learn(feedback, earlier)
+                self.policy.learn(feedback, None if earlier is None else earlier.learned)
+
+    def expected(self, arm: str) -> float | None:
+        """The score that an answer of this arm, named by its key, will probably get; else None."""
+        state = self.stats.by_key.get(arm)
+        return None if state is None else self.stats.quality(state)
 
     def state(self) -> dict[str, Any]:
         """What was learned from feedback, JSON-ready: all of it, to the last bit."""
@@ -180,7 +198,7 @@ class LLMRouter:
                 arm.scores, arm.scored = scores, scored
         stats.served_scores, stats.served_scored = state["served"]
         stats.version += 1
-        self._scores = dict(state["said"])
+        self._scores = {which: _Said(*said) for which, said in state["said"]}
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""
@@ -484,10 +502,11 @@ class LLMRouter:
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _count(self, state: ArmState, score: float, weight: float, kind: FeedbackKind) -> None:
-        self.stats.learn(state, score, weight)
+    def _count(self, state: ArmState, said: _Said, sign: float, kind: FeedbackKind) -> None:
+        weight = sign * said.weight
+        self.stats.learn(state, said.learned, weight)
         if kind not in _UNUSED:
-            self.stats.served_scores += weight * score
+            self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 
     def _start_shadow(self, query: Query, state: ArmState, result: CallResult) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from chainwax.router.feedback import SharedBus
-from chainwax.router.interface import LLMInterface
 from chainwax.router.recording import Recording
 from chainwax.router.types import Feedback
 
@@ -23,7 +22,7 @@ log = logging.getLogger("chainwax")
 
 EVERY = 300.0
 """Seconds between two times that it is kept: so much of the topic is read again after a crash."""
-_VERSION = 1
+_VERSION = 2
 _WAIT_S = 30.0
 
 
@@ -86,22 +85,28 @@ def recall(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str)
         log.warning("what the routers knew cannot be read, all is read anew: %r", error)
 
 
-def fold(interface: LLMInterface, recording: Recording) -> None:
-    """Have a router learn all that is recorded of its node."""
-    node = interface.node
-    for known in recording.fold(node.flow, node.id):
-        interface.router.learn(
-            Feedback(
-                node.id,
-                known.score,
-                known.call_id,
-                known.item_key,
-                known.arm,
-                known.metric,
-                known.source,
-                known.kind,
-                known.time,
-            )
+def fold(recording: Recording, flow: str, new: Collection[str], there: Collection[str]) -> Iterator[Feedback]:
+    """All that is recorded of a flow's ``new`` nodes, in the order in which it was said.
+
+    ``there`` are all nodes that have routers by now. The score of a path is learned when the last of its
+    nodes has come.
+    """
+    for known in recording.fold(flow, next(iter(new)) if len(new) == 1 else None):
+        nodes = {ref.node for ref in known.path} or {known.node}
+        if nodes.isdisjoint(new) or not nodes <= set(there):
+            continue
+        yield Feedback(
+            known.node,
+            known.score,
+            known.call_id,
+            known.item_key,
+            known.arm,
+            known.metric,
+            known.source,
+            known.kind,
+            known.time,
+            weight=known.weight,
+            path=known.path,
         )
 
 

@@ -297,6 +297,17 @@ class Feedback:
     time: float = 0.0
     correction: Any = None
     """The right answer, where there is one."""
+    weight: float = 1.0
+    """How much the score says, in [0, 1]: 1 is as much as a score of the answer itself."""
+    path: tuple[CallRef, ...] = ()
+    """Where an item's end result is scored: the calls that it owes its value to. Each gets its share."""
+    others: float = 1.0
+    """Of a share of a path's score: what the other calls of the path were expected to get."""
+
+    @property
+    def learned(self) -> float:
+        """What the score says of this call alone; of a share it may be more than 1, and right on average."""
+        return self.score / self.others
 
 
 @dataclass(slots=True)

@@ -37,15 +37,15 @@ class Logistic:
         """Mean and deviation of the score's log-odds; ``features`` begin with a 1 for the bias."""
         return float(self.weights @ features), math.sqrt(max(float(features @ self.cover @ features), 0.0))
 
-    def learn(self, features: NDArray[np.float64], score: float) -> None:
-        """One Newton step towards a score in [0, 1]."""
+    def learn(self, features: NDArray[np.float64], score: float, weight: float = 1.0) -> None:
+        """One Newton step towards a score in [0, 1], which counts as ``weight`` scores."""
         guess = sigmoid(float(self.weights @ features))
         along = self.cover @ features
         # A guess that is all but certain must still be able to learn that it is wrong.
-        curve = max(guess * (1.0 - guess), 0.02)
+        curve = weight * max(guess * (1.0 - guess), 0.02)
         along_all = along / (1.0 + curve * float(features @ along))
         self.cover -= curve * np.outer(along_all, along)
-        self.weights += along_all * (score - guess)
+        self.weights += along_all * (weight * (score - guess))
         self.n += 1
         variances = self.cover[self._diagonal]
         self.cover[self._diagonal] = np.maximum(variances, np.minimum(variances + self._wander, self._prior))

@@ -202,19 +202,19 @@ class Switched:
         features = asked.answers.get(state.key)
         before = asked.total / asked.scores if asked.scores else None
         if earlier is None or before is None:
-            asked.total += feedback.score
+            asked.total += feedback.learned
             asked.scores += 1
         else:
-            asked.total += feedback.score - earlier
+            asked.total += feedback.learned - earlier
         after = asked.total / asked.scores
         model, seen = (link.by_prompt, asked.prompt) if features is None else (link.by_answer, features)
         if before is None:
             if features is not None and asked.served == state.key:
                 # By today's guess: what was not known when it was served is learned, and no bias.
                 link.off += _RECENT * (after - sigmoid(model.predict(seen)[0]) - link.off)
-            model.learn(seen, after)
+            model.learn(seen, after, feedback.weight)
         else:
-            model.revise(seen, after - before)
+            model.revise(seen, feedback.weight * (after - before))
         if before is None and asked.served == state.key:
             # What was expected has moved the price already; the score puts it right.
             self._move((asked.expected - after) / max(asked.best, 0.05))
