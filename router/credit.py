@@ -24,12 +24,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from chainwax.router.types import CallRef, Feedback
+from chainwax.router.types import CallRef, Feedback, FeedbackKind
 
-__all__ = ["LONGEST", "Share", "shares", "split"]
+__all__ = ["DOUBTED", "FAILED", "LONGEST", "Share", "failure", "shares", "split"]
 
 LONGEST = 100
 """Calls of a path that a score is shared among: those that came last."""
+
+FAILED = 0.2
+"""Weight of a failure further down, a dead letter or an invalid answer: it may well have other reasons."""
+DOUBTED = 0.05
+"""Weight of a valid answer further down that was not trusted, so that another model was asked."""
 
 _SURE = (0.05, 0.98)
 """No call is taken to be worse or better than that: a call that is beyond doubt could never be found out."""
@@ -53,6 +58,26 @@ def shares(expected: Sequence[float]) -> list[Share]:
     bounded = [min(max(p, _SURE[0]), _SURE[1]) for p in expected]
     whole = math.prod(bounded)
     return [Share(whole / p, whole * (1.0 - p) / (p * (1.0 - whole))) for p in bounded]
+
+
+def failure(
+    path: Sequence[CallRef], source: str, *, weight: float = FAILED, item_key: str = "", time: float = 0.0
+) -> Feedback:
+    """That the node ``source`` failed with what the calls of ``path``, at least one, had answered."""
+    last = path[-1]
+    return Feedback(
+        last.node,
+        0.0,
+        last.call_id,
+        item_key,
+        last.arm,
+        "failure",
+        source,
+        FeedbackKind.failure,
+        time,
+        weight=weight,
+        path=tuple(path[-LONGEST:]),
+    )
 
 
 def split(feedback: Feedback, expected: Callable[[CallRef], float | None]) -> list[Feedback]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.credit import DOUBTED, FAILED, failure
 from chainwax.router.errors import (
     AnswerInvalid,
     BudgetSpent,
@@ -46,6 +47,8 @@ _REMEMBERED = 20_000
 
 _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
+_NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
+"""Scores that a node's quality is no mean of: of failures further down only the bad ones are told."""
 
 
 class _Said(NamedTuple):
@@ -165,11 +168,11 @@ class LLMRouter:
             self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
         self._count(state, _Said(feedback.score, feedback.others, feedback.weight), 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
-        if feedback.kind not in _UNUSED:
+        if feedback.kind not in _NO_QUALITY:
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
-            if isinstance(self.policy, Watching):
-                self.policy.learn(feedback, None if earlier is None else earlier.learned)
+        if feedback.kind not in _UNUSED and isinstance(self.policy, Watching):
+            self.policy.learn(feedback, None if earlier is None else earlier.learned)
 
     def expected(self, arm: str) -> float | None:
         """The score that an answer of this arm, named by its key, will probably get; else None."""
@@ -273,6 +276,8 @@ class LLMRouter:
             await self._paired(query, plan, result, known)
         else:
             await self._in_turn(query, plan, result, known)
+        if query.parents and any(a.invalid and not a.shadow for a in result.attempts):
+            self._blame(query, FAILED)
         if self.node.mode is Mode.observe:
             self.observed_cost += result.cost_usd
         if result.arm is not None:
@@ -390,6 +395,8 @@ class LLMRouter:
             further = self.policy.escalate(query, plan, state, attempt, value)
             if further is None:
                 break
+            if query.parents:
+                self._blame(query, DOUBTED)
             del left[: left.index(further)]
         if answer is not None:
             self._settle(result, *answer)
@@ -505,7 +512,7 @@ class LLMRouter:
     def _count(self, state: ArmState, said: _Said, sign: float, kind: FeedbackKind) -> None:
         weight = sign * said.weight
         self.stats.learn(state, said.learned, weight)
-        if kind not in _UNUSED:
+        if kind not in _NO_QUALITY:
             self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 
@@ -536,6 +543,13 @@ class LLMRouter:
         if isinstance(one, str) and isinstance(other, str):
             return one.split() == other.split()
         return bool(one == other)
+
+    def _blame(self, query: Query, weight: float) -> None:
+        """Tell the calls upstream that this one went badly with what they answered."""
+        told = failure(
+            query.parents, self.node.id, weight=weight, item_key=query.item_key, time=self._clock.time()
+        )
+        self._publish((told,))
 
     def _say(self, query: Query, state: ArmState, score: float, kind: FeedbackKind) -> None:
         self._publish(

@@ -76,6 +76,8 @@ class FeedbackKind(StrEnum):
     downstream = "downstream"
     agreement = "agreement"
     human = "human"
+    failure = "failure"
+    """A step further down could not use what came of the answers."""
 
 
 @dataclass(frozen=True, slots=True)

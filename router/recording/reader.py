@@ -137,10 +137,9 @@ class RecordingReader:
         about; scores that cannot be tied to an arm are left out.
         """
         for row in self._iterate(_FOLD, {"flow": flow, "node": node}):
-            about, arm, score, kind, *rest, path = row
-            through = path_of(path)
+            through = path_of(row[-1])
             if node is None or not through or any(ref.node == node for ref in through):
-                yield Learned(about, arm, score, FeedbackKind(kind), *rest, through)
+                yield Learned(*row[:3], FeedbackKind(row[3]), *row[4:-1], path=through)
 
     def snapshot_of(self, run: str) -> Any:
         """What the recorders of a run said last; None where they said nothing."""
