@@ -22,6 +22,7 @@ from chainwax.flows.check import (
     warnings_of,
 )
 from chainwax.flows.compile import compile_flow
+from chainwax.flows.decide import consumers_of, decider
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
     AgentsNode,
@@ -213,6 +214,7 @@ class Flow:
         self.build()
         if self._specs is None:
             self._specs = {}
+            consumers = consumers_of(self._nodes.values())
             for node in self._nodes.values():
                 info = self.info(node.id)
                 for spec in specs_in(node):
@@ -222,6 +224,7 @@ class Flow:
                         depth=info.depth,
                         downstream=info.downstream,
                         upstream=info.upstream,
+                        decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
                     )
         return dict(self._specs)
 

@@ -21,7 +21,7 @@ from chainwax.connectors.sinks import to_json
 from chainwax.operators.item import Batch, FailedItem, Item
 from chainwax.operators.pressure import Pressure
 from chainwax.router.credit import failure
-from chainwax.router.errors import BackendError, BudgetSpent, Cancelled, NoModelAllowed
+from chainwax.router.errors import BackendError
 from chainwax.router.manager import LLMManager
 from chainwax.router.recording.rows import DeadLetter
 
@@ -55,7 +55,13 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _BLAMELESS = frozenset(
-    {"Late", *(c.__name__ for c in (BudgetSpent, Cancelled, NoModelAllowed, *BackendError.__subclasses__()))}
+    {
+        "Late",
+        "BudgetSpent",
+        "Cancelled",
+        "NoModelAllowed",
+        *(c.__name__ for c in BackendError.__subclasses__()),
+    }
 )
 """Errors that have nothing to do with the answers before."""
 

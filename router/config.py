@@ -170,6 +170,9 @@ class NodeConfig(_Section):
     """Least quality, as a share of the strongest model's."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
+    agreement: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Confidence, such as 0.95, with which the node wants to know how often an arm's answers lead to what
+    the strongest's would, while nobody scores them: a share of the calls is asked of the strongest too."""
     budget: Annotated[float, Field(ge=0)] | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None

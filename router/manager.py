@@ -353,6 +353,7 @@ class LLMManager:
             "observe_share",
             "target",
             "certify",
+            "agreement",
             "budget",
             "latency",
             "priority",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from chainwax.router.agreement import Agreement, agrees, same
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.credit import DOUBTED, FAILED, failure
@@ -25,6 +27,7 @@ from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
+from chainwax.router.traffic import in_time
 from chainwax.router.types import (
     Attempt,
     CallResult,
@@ -103,6 +106,7 @@ class LLMRouter:
                 seed=seed,
             )
         self._scores: dict[int, _Said] = {}
+        self.agreement = Agreement()
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
         self.purse = None if node.budget is None else Purse(node.budget)
@@ -189,6 +193,7 @@ class LLMRouter:
             },
             "served": [stats.served_scores, stats.served_scored],
             "said": list(self._scores.items()),
+            "agreement": self.agreement.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -201,6 +206,7 @@ class LLMRouter:
                 arm.scores, arm.scored = scores, scored
         stats.served_scores, stats.served_scored = state["served"]
         stats.version += 1
+        self.agreement.restore(state["agreement"])
         self._scores = {which: _Said(*said) for which, said in state["said"]}
 
     async def finish(self) -> None:
@@ -269,7 +275,7 @@ class LLMRouter:
         plan = self._plan(query)
         for state in plan.shadow:
             # Shadows never hold up the answer.
-            self._start_shadow(query, state, result)
+            self._start(self._shadow(query, state, result, compared=plan.compared))
         if plan.together:
             await self._together(query, plan, result, known)
         elif plan.paired:
@@ -291,11 +297,12 @@ class LLMRouter:
         if self.purse is not None and not self.purse.left(self.stats.spent):
             arms = self._within_spent_budget(self.purse, arms)
         # Where nothing serves, ask anyway: the error that comes back says why.
-        serving = [s for s in arms if s.instance.serves] or arms
+        serving = in_time([s for s in arms if s.instance.serves] or arms, node.latency)
         # A fixed model has no other in its place: it is waited for.
         fixed = serving if node.model is None else arms
         if node.mode is Mode.enforce:
-            return self._certified_plan(query, fixed if node.form is Form.direct else serving)
+            there = fixed if node.form is Form.direct else serving
+            return self._maybe_compared(query, self._certified_plan(query, there), there[0])
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
@@ -318,6 +325,15 @@ class LLMRouter:
         elif certificate.status is Certified.not_met and self.node.budget is None:
             # Where a budget is set too, it wins.
             plan = Plan(arms)
+        return plan
+
+    def _maybe_compared(self, query: Query, plan: Plan, strongest: ArmState) -> Plan:
+        """The plan, with the strongest beside it now and then where nobody scores the node's answers."""
+        quiet = not (plan.together or plan.paired or query.stream is not None or self.stats.served_scored)
+        if quiet and plan.arms[0] is not strongest and strongest is self.stats.arms[0]:
+            share = self.agreement.share(self.node, plan.arms[0].key)
+            if share and self._random.random() < share:
+                plan.shadow, plan.compared = (strongest,), True
         return plan
 
     def _within_spent_budget(self, purse: Purse, arms: Sequence[ArmState]) -> list[ArmState]:
@@ -359,7 +375,7 @@ class LLMRouter:
                     )
                 except CallError:
                     return  # the node's own answer is there, and this call is no pair
-                differ = not self._same(result.value, value)
+                differ = not same(result.value, value)
                 if differ and certificate.coin():
                     self._settle(result, value, attempt)
             served = result.arm.key
@@ -426,8 +442,8 @@ class LLMRouter:
             raise errors[0]
         leader, value, attempt = valid[0]
         self._settle(result, value, attempt)
-        if leader is plan.arms[0]:
-            self._compare(query, value, [(s, v) for s, v, _ in valid[1:]])
+        if leader is plan.arms[0] and valid[1:]:
+            self._start(self._compare(query, value, [(s, v) for s, v, _ in valid[1:]]))
 
     def _settle(self, result: CallResult, value: Any, attempt: Attempt) -> None:
         result.value = value
@@ -512,37 +528,44 @@ class LLMRouter:
     def _count(self, state: ArmState, said: _Said, sign: float, kind: FeedbackKind) -> None:
         weight = sign * said.weight
         self.stats.learn(state, said.learned, weight)
+        if kind is FeedbackKind.agreement:
+            self.agreement.learn(state.key, said.score, weight)
         if kind not in _NO_QUALITY:
             self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 
-    def _start_shadow(self, query: Query, state: ArmState, result: CallResult) -> None:
-        task = asyncio.get_running_loop().create_task(self._shadow(query, state, result))
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the calls, which nobody waits for."""
+        task = asyncio.get_running_loop().create_task(work)
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, query: Query, state: ArmState, served: CallResult) -> None:
+    async def _shadow(self, query: Query, state: ArmState, served: CallResult, *, compared: bool) -> None:
+        """Ask an arm beside the one that is served, and score it by the served answer.
+
+        With ``compared`` it is the other way round: the served arm is scored by this one, the strongest.
+        """
         own = CallResult(query.call_id, self.node.id)
-        silent = Query(query.node, query.call_id, query.messages, query.item_key, query.position)
+        silent = replace(query, stream=None)
         with contextlib.suppress(CallError):
-            value, _ = await self._ask(
-                silent, state, own, {}, propensity=self.node.observe_share, patient=False, shadow=True
-            )
+            share = None if compared else self.node.observe_share
+            value, _ = await self._ask(silent, state, own, {}, propensity=share, patient=False, shadow=True)
             while served.value is None and served.error is None:
                 await self._clock.sleep(0.005)
-            if served.error is None:
-                self._compare(query, served.value, [(state, value)])
+            if served.error is None and not compared:
+                await self._compare(query, served.value, [(state, value)])
+            elif served.error is None and served.arm is not None and served.arm.key != state.key:
+                await self._compare(query, value, [(self.stats.by_key[served.arm.key], served.value)])
+                self._say(query, state, 1.0, FeedbackKind.agreement)
         for attempt in own.attempts:
             self._recording.attempt(query, attempt)
+        if compared:
+            self.agreement.cost += own.cost_usd
 
-    def _compare(self, query: Query, value: Any, others: Sequence[tuple[ArmState, Any]]) -> None:
+    async def _compare(self, query: Query, value: Any, others: Sequence[tuple[ArmState, Any]]) -> None:
         for state, other in others:
-            self._say(query, state, 1.0 if self._same(value, other) else 0.0, FeedbackKind.agreement)
-
-    def _same(self, one: Any, other: Any) -> bool:
-        if isinstance(one, str) and isinstance(other, str):
-            return one.split() == other.split()
-        return bool(one == other)
+            agreed = await agrees(query, value, other)
+            self._say(query, state, 1.0 if agreed else 0.0, FeedbackKind.agreement)
 
     def _blame(self, query: Query, weight: float) -> None:
         """Tell the calls upstream that this one went badly with what they answered."""

@@ -176,6 +176,12 @@ class NodeSpec:
     """Least quality, as a share of the strongest model's."""
     certify: float = 0.0
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
+    agreement: float = 0.0
+    """Confidence with which a node without scores wants to know how often an arm leads to what the
+    strongest's answer would lead to; 0 asks for nothing."""
+    decide: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
+    """From an item's value and an answer to what the flow makes of it, as far as it only computes: two
+    answers that lead to the same are worth the same. None compares the answers themselves."""
     budget: float | None = None
     """Dollars for this run."""
     latency: float | None = None
@@ -196,6 +202,8 @@ class Query:
     position: str = ""
     parents: tuple[CallRef, ...] = ()
     window_id: str | None = None
+    value: Any = None
+    """The item's value, where there is an item."""
     stream: Callable[[int, str], None] | None = None
     """Called from the router's thread as (index, delta) for each piece of a streamed answer."""
 

@@ -139,7 +139,7 @@ class RecordingReader:
         for row in self._iterate(_FOLD, {"flow": flow, "node": node}):
             through = path_of(row[-1])
             if node is None or not through or any(ref.node == node for ref in through):
-                yield Learned(*row[:3], FeedbackKind(row[3]), *row[4:-1], path=through)
+                yield Learned._make((*row[:3], FeedbackKind(row[3]), *row[4:-1], through))
 
     def snapshot_of(self, run: str) -> Any:
         """What the recorders of a run said last; None where they said nothing."""
