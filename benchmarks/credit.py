@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _contract import report, say
+from _contract import say
 from bytewax.testing import run_main
 
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink
@@ -132,9 +132,7 @@ class World:
         self.models.sort(key=mean.__getitem__, reverse=True)
         self.price = {m: max(mean[m], 1e-12) for m in self.models}
         rng = random.Random(f"{seed}/{shape.name}")
-        self._rows = {
-            node: _cycled(pool, items, rng) for node, pool in self._pools(rows, rng).items()
-        }
+        self._rows = {node: _cycled(pool, items, rng) for node, pool in self._pools(rows, rng).items()}
         self._wanted = [rng.random() < 0.7 for _ in range(items)]
         self.told = [rng.random() >= MISSING for _ in range(items)]
 
@@ -376,7 +374,10 @@ def main() -> None:
         for way in args.ways:
             points = [run(world, way, target, args.seed) for target in args.targets]
             reached[shape.name][way] = points
-            say(f"{shape.name} {way}: " + ", ".join(f"{p.quality:.4f} for ${p.cost:.4f} {p.found}" for p in points))
+            say(
+                f"{shape.name} {way}: "
+                + ", ".join(f"{p.quality:.4f} for ${p.cost:.4f} {p.found}" for p in points)
+            )
         strong = world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
         say(f"{shape.name} strongest: {strong[1]:.4f} for ${strong[0]:.4f}")
 

@@ -149,5 +149,6 @@ class _Sender:
             self._kind,
             now,
             scored.correction if isinstance(scored, Score) else None,
+            ref.context,
             path=path[-LONGEST:],
         )

@@ -75,6 +75,7 @@ def failure(
         source,
         FeedbackKind.failure,
         time,
+        context=last.context,
         weight=weight,
         path=tuple(path[-LONGEST:]),
     )
@@ -93,6 +94,7 @@ def split(feedback: Feedback, expected: Callable[[CallRef], float | None]) -> li
             node=ref.node,
             call_id=ref.call_id,
             arm=ref.arm,
+            context=ref.context,
             path=(),
             others=share.others,
             weight=feedback.weight * share.weight,

@@ -178,8 +178,11 @@ class LLMRouter:
         if feedback.kind not in _UNUSED and isinstance(self.policy, Watching):
             self.policy.learn(feedback, None if earlier is None else earlier.learned)
 
-    def expected(self, arm: str) -> float | None:
-        """The score that an answer of this arm, named by its key, will probably get; else None."""
+    def expected(self, arm: str, context: str = "") -> float | None:
+        """The score that an arm's answer to a call will probably get; None for an arm that is not there.
+
+        ``arm`` is its key, ``context`` what was read off the call's prompt.
+        """
         state = self.stats.by_key.get(arm)
         return None if state is None else self.stats.quality(state)
 

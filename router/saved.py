@@ -105,6 +105,7 @@ def fold(recording: Recording, flow: str, new: Collection[str], there: Collectio
             known.source,
             known.kind,
             known.time,
+            context=known.context,
             weight=known.weight,
             path=known.path,
         )

@@ -206,6 +206,8 @@ class Query:
     """The item's value, where there is an item."""
     stream: Callable[[int, str], None] | None = None
     """Called from the router's thread as (index, delta) for each piece of a streamed answer."""
+    context: str = ""
+    """What the router reads off the prompt to learn by, short enough to travel with feedback."""
 
 
 @dataclass(slots=True)
@@ -258,6 +260,8 @@ class CallRef:
     node: str
     call_id: str
     arm: str
+    context: str = ""
+    """The query's."""
 
 
 @dataclass(slots=True)
@@ -276,6 +280,8 @@ class CallResult:
     waited_s: float = 0.0
     """From submission to the answer."""
     reused: bool = False
+    context: str = ""
+    """The query's."""
 
     @property
     def simulated(self) -> bool:
@@ -285,7 +291,7 @@ class CallResult:
     @property
     def ref(self) -> CallRef:
         """The lineage entry of this call."""
-        return CallRef(self.node, self.call_id, self.arm.key if self.arm else "")
+        return CallRef(self.node, self.call_id, self.arm.key if self.arm else "", self.context)
 
 
 @dataclass(slots=True)
@@ -307,6 +313,8 @@ class Feedback:
     time: float = 0.0
     correction: Any = None
     """The right answer, where there is one."""
+    context: str = ""
+    """The call's :attr:`Query.context`, where the sender knows it; else it is looked up by the call."""
     weight: float = 1.0
     """How much the score says, in [0, 1]: 1 is as much as a score of the answer itself."""
     path: tuple[CallRef, ...] = ()

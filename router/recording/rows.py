@@ -84,6 +84,8 @@ class Learned(NamedTuple):
     call_id: str
     item_key: str
     run: str
+    context: str = ""
+    """The call's."""
     weight: float = 1.0
     path: tuple[CallRef, ...] = ()
     """The calls of the item whose end result is scored."""
@@ -307,6 +309,7 @@ def call_row(run: str, query: Query, result: CallResult, time: float) -> Row:
         time,
         result.reused,
         simulated,
+        query.context or None,
     )
 
 
