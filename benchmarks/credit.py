@@ -1,9 +1,9 @@
 """What is lost where only the end of a flow is scored, and what one target for the whole flow saves.
 
-Compiled flows (a chain of three, a diamond, a filter then two) run through Bytewax with models that answer from
-a recording: each node asks about an item of its own, from tasks of its own. The only score is the end result's,
-the product of the rewards of all answers on the item's way (for rewards of 0 and 1: all are right). It comes 50
-items late, and for 30 % of the items never. Compared are
+Compiled flows (a chain of three, a diamond, a filter then two) run through Bytewax with models that answer
+from a recording: each node asks about an item of its own, from tasks of its own. The only score is the end
+result's, the product of the rewards of all answers on the item's way (for rewards of 0 and 1: all are right).
+It comes 50 items late, and for 30 % of the items never. Compared are
 
 * ``own``: each node's own reward is told, as late and as often;
 * ``shared``: the end score is told to each node of the path as it is;
@@ -13,12 +13,12 @@ items late, and for 30 % of the items never. Compared are
 
 The node in the middle is the weak one: it gets the tasks at which the cheapest model loses most.
 
-Keys, beside those of every benchmark: ``saving_kept`` (saving against the strongest alone at equal end quality,
-as a share of ``own``'s), ``gain_over_shared`` (the saving less ``shared``'s), ``weak_node_found_after`` (items
-from which on the router takes the weak node to lose most with the cheapest model; the mean over the flows),
-``flow_target_cost_ratio`` (cost of ``flow`` over ``credit``'s at the same end quality), ``fixed_cost_ratio``
-(cost of ``credit`` over that of the cheapest fixed choice with its end quality), ``flows`` (an object: for each
-flow and way the costs and qualities that were reached).
+Keys, beside those of every benchmark, each the mean over the flows: ``saving_kept`` (the saving against the
+strongest alone at equal end quality, as a share of ``own``'s), ``gain_over_shared`` (that saving less
+``shared``'s), ``weak_node_found_after`` (items from which on the router takes the weak node to lose most with
+the cheapest model), ``flow_target_cost_ratio`` (cost of ``flow`` over ``credit``'s at equal end quality),
+``fixed_cost_ratio`` (cost of ``credit`` over that of the cheapest mixture of two fixed choices with its end
+quality). ``flows`` is an object: for each flow and way the costs and end qualities that were reached.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _contract import say
+from _contract import report, say
 from bytewax.testing import run_main
 
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink
@@ -137,7 +137,7 @@ class World:
         self.told = [rng.random() >= MISSING for _ in range(items)]
 
     def _pools(self, rows: Sequence[Row], rng: random.Random) -> dict[str, list[Row]]:
-        """The rows of each node: those of the tasks at which the cheapest model loses most for the weak one."""
+        """The rows of each node; the weak one gets the tasks at which the cheapest model loses most."""
         strongest, cheapest = self.models[0], self.models[-1]
 
         def lost(some: Sequence[Row]) -> float:
@@ -193,7 +193,7 @@ class World:
         return math.prod(self.reward(node, n, value[node]) for node in self.shape.path(n))
 
     def fixed(self, choice: Mapping[str, str]) -> tuple[float, float]:
-        """Cost and end quality of one model for each node, over the whole stream."""
+        """End quality and cost of one model for each node, over the whole stream."""
         cost = quality = 0.0
         for n in range(self.items):
             right = 1.0
@@ -209,7 +209,7 @@ class World:
                 else:
                     right *= outcome["reward"]
             quality += right
-        return cost, quality / self.items
+        return quality / self.items, cost
 
 
 def _cycled(pool: Sequence[Row], count: int, rng: random.Random) -> list[Row]:
@@ -262,7 +262,9 @@ def flow_of(world: World, way: str, watch: Callable[[int], None]) -> Flow:
 def settings_of(world: World, target: float, way: str, seed: int) -> Settings:
     """The models with their prices and their order, and the targets."""
     tiers = ["strongest", *["standard"] * (len(world.models) - 2), "local"]
-    wanted: dict[str, Any] = {"flows": {world.shape.name: {"target": target}}} if way == "flow" else {}
+    # The same for the end result: each node on the way its part, or one target that is split.
+    steps = len(world.shape.path(0))
+    wanted: dict[str, Any] = {"flow": {"target": target**steps}} if way == "flow" else {}
     return load_settings(
         run={"recording": None, "seed": seed, "max_in_flight": 16},
         defaults={"form": "adaptive", **({} if way == "flow" else {"target": target})},
@@ -332,33 +334,47 @@ def weakest(manager: LLMManager, world: World) -> str:
     return max(lost, key=lost.__getitem__)
 
 
-def cost_at(points: Sequence[Point], quality: float) -> float:
-    """The cost at which a way reaches an end quality, linear in log cost between its points."""
-    best: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: p.cost):
-        if not best or point.quality > best[-1][0]:
-            best.append((point.quality, point.cost))
-    for (q0, c0), (q1, c1) in itertools.pairwise(best):
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (quality, cost), the points on the lower hull: what a mixture of runs reaches at least cost."""
+    hull: list[tuple[float, float]] = []
+    for quality, cost in sorted(points, key=lambda p: (p[1], -p[0])):
+        if hull and quality <= hull[-1][0]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (quality - hull[-1][0]) >= (
+            cost - hull[-1][1]
+        ) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        hull.append((quality, cost))
+    return hull
+
+
+def cost_at(points: Sequence[tuple[float, float]], quality: float) -> float:
+    """The least cost at which a way reaches an end quality, where runs may be mixed."""
+    hull = frontier(points)
+    for (q0, c0), (q1, c1) in itertools.pairwise(hull):
         if q0 <= quality <= q1:
-            part = (quality - q0) / (q1 - q0)
-            return math.exp(math.log(c0) + part * (math.log(c1) - math.log(c0)))
-    return best[0][1] if quality <= best[0][0] else best[-1][1]
+            return c0 + (c1 - c0) * (quality - q0) / (q1 - q0)
+    return hull[0][1] if quality <= hull[0][0] else hull[-1][1]
 
 
-def common(ways: Sequence[Sequence[Point]]) -> list[float]:
-    """End qualities that all ways reach, evenly spaced."""
-    low = max(min(p.quality for p in points) for points in ways)
-    high = min(max(p.quality for p in points) for points in ways)
-    return [low + (high - low) * (k + 0.5) / 5 for k in range(5)] if high > low else [min(low, high)]
+def common(ways: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """Five end qualities that all ways reach, evenly spaced."""
+    low = max(min(q for q, _ in points) for points in ways)
+    high = min(max(q for q, _ in points) for points in ways)
+    return [low + (high - low) * (k + 0.5) / 5 for k in range(5)] if high > low else [high]
+
+
+def saving(points: Sequence[tuple[float, float]], at: Sequence[float], strongest: float) -> float:
+    """Mean share of the strongest's cost that is saved at those end qualities."""
+    return math.fsum(1.0 - cost_at(points, quality) / strongest for quality in at) / len(at)
 
 
 def main() -> None:
     """Run all flows all ways and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--recording", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=2400, help="items of each stream")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.98])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--items", type=int, default=2400, help="of each stream")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.85, 0.9, 0.94, 0.97, 0.985])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     opened = gzip.open if args.recording.suffix == ".gz" else open
@@ -367,19 +383,54 @@ def main() -> None:
             rows = [json.loads(line) for line in file]
     except OSError as error:
         sys.exit(f"credit: the recording cannot be read: {error}")
-    reached: dict[str, dict[str, list[Point]]] = {}
+    reached: dict[str, Any] = {}
+    found: list[int] = []
+    ratios: dict[str, list[float]] = defaultdict(list)
     for shape in SHAPES:
         world = World(rows, shape, args.items, args.seed)
-        reached[shape.name] = {}
-        for way in args.ways:
-            points = [run(world, way, target, args.seed) for target in args.targets]
-            reached[shape.name][way] = points
-            say(
-                f"{shape.name} {way}: "
-                + ", ".join(f"{p.quality:.4f} for ${p.cost:.4f} {p.found}" for p in points)
-            )
-        strong = world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
-        say(f"{shape.name} strongest: {strong[1]:.4f} for ${strong[0]:.4f}")
+        strongest = world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
+        fixed = [
+            world.fixed(dict(zip(shape.nodes, choice, strict=True)))
+            for choice in itertools.product(world.models, repeat=len(shape.nodes))
+        ]
+        points: dict[str, list[tuple[float, float]]] = {}
+        for way in WAYS:
+            runs = [run(world, way, target, args.seed) for target in args.targets]
+            points[way] = [(p.quality, p.cost) for p in runs]
+            say(f"{shape.name}, {way}: " + ", ".join(f"{q:.4f} for ${c:.3f}" for q, c in points[way]))
+            if way == "credit":
+                found += [args.items if p.found is None else p.found for p in runs]
+        say(f"{shape.name}, strongest: {strongest[0]:.4f} for ${strongest[1]:.3f}")
+        # Whoever wants to may always have the strongest everywhere.
+        every = {way: [*of_way, strongest] for way, of_way in points.items()}
+        at = common([points[way] for way in ("own", "shared", "credit")])
+        kept = {way: saving(every[way], at, strongest[1]) for way in WAYS}
+        ratios["saving_kept"].append(kept["credit"] / kept["own"])
+        ratios["gain_over_shared"].append(kept["credit"] - kept["shared"])
+        at = common([points["credit"], points["flow"]])
+        ratios["flow_target_cost_ratio"].append(_ratio(every["flow"], every["credit"], at))
+        ratios["fixed_cost_ratio"].append(_ratio(every["credit"], fixed, at))
+        reached[shape.name] = {
+            "strongest": strongest,
+            **{way: [(round(q, 5), round(c, 6)) for q, c in of_way] for way, of_way in points.items()},
+            **{name: values[-1] for name, values in ratios.items()},
+        }
+    report(
+        "credit",
+        simulated=[],
+        recording=args.recording.name,
+        items=args.items,
+        targets=args.targets,
+        **{name: math.fsum(values) / len(values) for name, values in ratios.items()},
+        weak_node_found_after=math.fsum(found) / len(found),
+        flows=reached,
+    )
+
+
+def _ratio(
+    one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]], at: Sequence[float]
+) -> float:
+    return math.fsum(cost_at(one, q) / cost_at(other, q) for q in at) / len(at)
 
 
 if __name__ == "__main__":

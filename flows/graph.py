@@ -92,9 +92,13 @@ class Flow:
     ('hard', 'out')
     """
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, *, target: float | None = None) -> None:
+        """``target`` is the least quality of the end result, as a share of the strongest models'."""
         check_id("the flow's name", id)
+        if target is not None and not (isinstance(target, int | float) and 0 < target <= 1):
+            raise ConfigError(f"flow '{id}': its target must be above 0 and at most 1, not {target!r}")
         self.id = id
+        self.target = target
         self._nodes: dict[str, Node] = {}
         self._facts: dict[str, Facts] = {}
         self._downstream: dict[str, tuple[str, ...]] | None = None
@@ -224,6 +228,7 @@ class Flow:
                         depth=info.depth,
                         downstream=info.downstream,
                         upstream=info.upstream,
+                        flow_target=self.target,
                         decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
                     )
         return dict(self._specs)

@@ -26,6 +26,7 @@ from chainwax.router.types import Form, Mode, Tier
 __all__ = [
     "AgentsConfig",
     "BusConfig",
+    "FlowConfig",
     "LocalEngine",
     "ModelConfig",
     "NodeConfig",
@@ -189,6 +190,14 @@ class NodeConfig(_Section):
     """Seconds for one attempt; None takes the model's."""
 
 
+class FlowConfig(_Section):
+    """What is wanted of the whole flow."""
+
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality of the end result, as a share of what the strongest models would reach; split over the
+    nodes, but for those with a target of their own."""
+
+
 class RunConfig(_Section):
     """One run of a flow."""
 
@@ -296,6 +305,7 @@ class Settings(BaseSettings):
     )
 
     run: RunConfig = RunConfig()
+    flow: FlowConfig = FlowConfig()
     defaults: NodeConfig = NodeConfig()
     nodes: dict[str, NodeConfig] = {}
     models: dict[str, ModelConfig] = {}

@@ -27,6 +27,7 @@ from chainwax.router.control import Change, Controls
 from chainwax.router.credit import split
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
+from chainwax.router.flow_target import FlowTarget
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
 from chainwax.router.model_types import parse_model_type
@@ -38,7 +39,16 @@ from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
-from chainwax.router.types import CallRef, CallResult, Decision, Feedback, NodeSpec, Query, Rules
+from chainwax.router.types import (
+    CallRef,
+    CallResult,
+    Decision,
+    Feedback,
+    FeedbackKind,
+    NodeSpec,
+    Query,
+    Rules,
+)
 
 __all__ = ["LLMManager"]
 
@@ -80,6 +90,8 @@ class LLMManager:
         self.recording: Recording = NoRecording()
         self.instances: dict[str, LLMInstance] = {}
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
+        self.flow_targets: dict[str, FlowTarget] = {}
+        """By flow, where one has a target for its end result."""
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
         self.control = Controls(self)
@@ -193,6 +205,7 @@ class LLMManager:
         for spec in nodes:
             self._interface(spec)
         self._remember(list(self.interfaces.values()))
+        self._aim(list(self.interfaces.values()))
         if self._shared is not None:
             saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
@@ -296,6 +309,7 @@ class LLMManager:
                 return known
             interface = self._interface(spec)
             self._remember([interface])
+            self._aim([interface])
             return interface
 
     def _interface(self, spec: NodeSpec) -> LLMInterface:
@@ -368,7 +382,13 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
-        changes |= self.control.of(spec, changes["rules"])
+        whole = self.settings.flow.target or spec.flow_target
+        if whole is not None:
+            shared = self.flow_targets.get(spec.flow)
+            part = whole if shared is None else shared.of(spec.id)
+            changes |= {"flow_target": whole, "target": part} if own.target is None else {"flow_target": None}
+        operated = self.control.of(spec, changes["rules"])
+        changes |= {"flow_target": None, **operated} if "target" in operated else operated
         node = dataclasses.replace(spec, **changes)
         check_rules(node.rules, self._model_configs(), node=node.id)
         if node.model is not None and node.model not in self.instances:
@@ -524,6 +544,9 @@ class LLMManager:
     def _take(self, one: Feedback) -> bool:
         """Have it learned by the router that it is about, or by all of its path; False where none is here."""
         told = split(one, self._expected) if one.path else (one,)
+        if one.path and one.kind is not FeedbackKind.failure:
+            for shared in self.flow_targets.values():
+                shared.scored(ref.node for ref in one.path)
         found = False
         for part in told:
             interface = self._interface_of(part.node)
@@ -568,6 +591,14 @@ class LLMManager:
         """The call as the recording knows it. From any thread."""
         call_id = call_id or self.recording.latest_call(node, item_key) or ""
         return self.recording.ref_of(call_id) if call_id else None
+
+    def _aim(self, interfaces: Sequence[LLMInterface]) -> None:
+        """Give nodes their part of their flow's target."""
+        for interface in interfaces:
+            node = interface.node
+            if node.flow_target is not None:
+                shared = self.flow_targets.setdefault(node.flow, FlowTarget(node.flow_target))
+                self.loop.call_soon_threadsafe(shared.add, interface)
 
     def _remember(self, interfaces: Sequence[LLMInterface]) -> None:
         """Fold what is recorded of nodes into their routers; a bus that remembers does it by itself."""

@@ -118,12 +118,12 @@ class LLMRouter:
 
     def change(self, node: NodeSpec) -> None:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
+        self._budget_told = self._budget_told and node.budget == self.node.budget
         self.node = node
         self.policy = self._policy_of(node.form)
         for policy in self._policies.values():
             policy.node = node
         self.stats.version += 1
-        self._budget_told = False
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:

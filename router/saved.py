@@ -35,7 +35,8 @@ def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
 
     def collect(where: Mapping[str, Any] | None) -> None:
         routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
-        state.set_result({"version": _VERSION, "bus": where, "nodes": routers})
+        targets = {flow: shared.state() for flow, shared in manager.flow_targets.items()}
+        state.set_result({"version": _VERSION, "bus": where, "nodes": routers, "flow_targets": targets})
 
     if bus is None:
         manager.loop.call_soon_threadsafe(collect, None)
@@ -60,6 +61,9 @@ def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -
         for node, saved in state["nodes"].items():
             if node in routers:
                 routers[node].restore(saved)
+        for flow, kept in state["flow_targets"].items():
+            if flow in manager.flow_targets:
+                manager.flow_targets[flow].restore(kept)
 
     manager.run(restore())
     return True

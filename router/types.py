@@ -174,6 +174,9 @@ class NodeSpec:
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: float = 0.99
     """Least quality, as a share of the strongest model's."""
+    flow_target: float | None = None
+    """Least quality of the flow's end result, as a share of what the strongest models everywhere would reach;
+    ``target`` is then the node's part of it. None leaves ``target`` as it is."""
     certify: float = 0.0
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     agreement: float = 0.0

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import Attempt, Feedback, NodeSpec, Query
 
-__all__ = ["Plan", "Policy", "Watching"]
+__all__ = ["Plan", "Policy", "Priced", "Watching"]
 
 
 @dataclass(slots=True)
@@ -73,6 +73,16 @@ class Watching(Policy, Protocol):
 
     def learn(self, feedback: Feedback, earlier: float | None) -> None:
         """A score of a used answer has come; ``earlier`` is what the same source said before."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A policy that knows what quality costs."""
+
+    @property
+    def price(self) -> float:
+        """Dollars that one point of quality, from 0 to 1, costs at the margin now."""
         ...
 
 
