@@ -1,38 +1,32 @@
 """One target for a flow's end result, split over its nodes by what a dollar buys at each.
 
 An end result is right where all answers on its way are, so the end quality beside the strongest models' is
-the product of the nodes' shares of their strongest's quality: the logarithms of the nodes' targets add up to
-that of the flow's. The *slack* of a node is minus the logarithm of its target. It is worth as many dollars as
-a little more of it saves: what a point of quality costs there, at the margin. Slack moves to where it is worth
-most, until it is worth the same everywhere (mirror descent on the slacks, whose sum stays as it is).
+the product of the nodes' shares of their strongest's quality. Every node begins with the cheapest of its arms,
+and the next better one is taken where a dollar buys most of the logarithm of the end quality, until the flow's
+target is reached (the greedy solution of the multiple-choice knapsack; Sinha and Zoltners 1979). The last step,
+which goes beyond the target, is taken only where no cheaper one would do. A node's target is then put between
+the arm that it is to use and the next worse one, so that its own router finds that arm good enough, what it
+sees in a call's prompt included, and the worse one not.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from chainwax.router.policies import Priced
 from chainwax.router.stats import NodeStats
 
 if TYPE_CHECKING:
     from chainwax.router.interface import LLMInterface
 
-__all__ = ["FlowTarget", "margin"]
+__all__ = ["FlowTarget", "hull"]
 
 _EVERY = 25
-"""End scores between two moves."""
-_STEP = 0.3
-"""How quickly slack moves: by so much of the logarithm of what it is worth here and elsewhere."""
-_MOST = 2.0
-"""Largest factor by which one move changes a slack."""
-_LEAST = 1e-4
-"""Slack that each node keeps, so that it can come back."""
+"""End scores between two splits."""
 _ENOUGH = 20.0
-"""Scores of a node below which its slack stays as it is."""
+"""Scores of each node before the first split."""
 
 
 class FlowTarget:
@@ -41,17 +35,18 @@ class FlowTarget:
     def __init__(self, target: float) -> None:
         self.target = target
         self._interfaces: dict[str, LLMInterface] = {}
-        self._slack: dict[str, float] = {}
+        self._targets: dict[str, float] = {}
         self._through: dict[str, int] = {}
         self._scores = 0
 
     def add(self, interface: LLMInterface) -> None:
         """A node that shares in the target: until scores come all on the longest way have the same part."""
         self._interfaces[interface.node.id] = interface
+        longest = max(one.node.depth for one in self._interfaces.values()) + 1
+        part = self.target ** (1.0 / longest)
         if not self._scores:
-            longest = max(one.node.depth for one in self._interfaces.values()) + 1
-            self._slack = dict.fromkeys(self._interfaces, -math.log(self.target) / longest)
-        self._slack.setdefault(interface.node.id, _LEAST)
+            self._targets = dict.fromkeys(self._interfaces, part)
+        self._targets.setdefault(interface.node.id, part)
         self._aim()
 
     def scored(self, nodes: Iterable[str]) -> None:
@@ -60,46 +55,48 @@ class FlowTarget:
         for node in set(nodes) & self._interfaces.keys():
             self._through[node] = self._through.get(node, 0) + 1
         if self._scores % _EVERY == 0:
-            self._move()
+            self._split()
             self._aim()
 
     def of(self, node: str) -> float:
         """The target of a node now."""
-        return math.exp(-self._slack.get(node, -math.log(self.target)))
+        return self._targets.get(node, self.target)
 
     def state(self) -> dict[str, Any]:
         """All of it, JSON-ready."""
-        return {"slack": dict(self._slack), "through": dict(self._through), "scores": self._scores}
+        return {"targets": dict(self._targets), "through": dict(self._through), "scores": self._scores}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Know what :meth:`state` gave; nodes that are no longer there are passed over."""
-        self._slack |= {node: slack for node, slack in state["slack"].items() if node in self._slack}
+        self._targets |= {node: one for node, one in state["targets"].items() if node in self._targets}
         self._through = dict(state["through"])
         self._scores = state["scores"]
         self._aim()
 
-    def _move(self) -> None:
-        """Move slack from where it saves least to where it saves most."""
-        worth = {}
-        for node, interface in self._sharing():
-            stats, policy = interface.router.stats, interface.router.policy
-            if self._through.get(node) and sum(s.scored for s in stats.arms) >= _ENOUGH:
-                if isinstance(policy, Priced):
-                    # A unit of log quality is as many points as there is quality.
-                    worth[node] = policy.price * stats.quality(stats.arms[0])
-                else:
-                    worth[node] = margin(stats, interface.node.target)
-        if len(worth) < 2:
+    def _split(self) -> None:
+        stats = {node: one.router.stats for node, one in self._sharing() if self._through.get(node)}
+        if len(stats) < 2 or any(sum(s.scored for s in one.arms) < _ENOUGH for one in stats.values()):
             return
-        middle = sum(math.log(max(w, 1e-12)) for w in worth.values()) / len(worth)
-        share = {node: self._through[node] / self._scores for node in worth}
-        before = sum(share[node] * self._slack[node] for node in worth)
-        for node, w in worth.items():
-            factor = math.exp(_STEP * (math.log(max(w, 1e-12)) - middle))
-            self._slack[node] = max(self._slack[node] * min(max(factor, 1.0 / _MOST), _MOST), _LEAST)
-        after = sum(share[node] * self._slack[node] for node in worth)
-        for node in worth:
-            self._slack[node] *= before / after
+        hulls = {node: hull(one) for node, one in stats.items()}
+        share = {node: self._through[node] / self._scores for node in stats}
+        at = dict.fromkeys(stats, 0)
+        lacking = math.log(self.target) - sum(share[node] * hulls[node][0][1] for node in stats)
+        while lacking > 0.0:
+            steps = {node: _step(hulls[node], at[node]) for node in at if at[node] + 1 < len(hulls[node])}
+            if not steps:
+                break
+            # Of those that would do, the cheapest; where none would, what a dollar buys most of.
+            enough = {n: share[n] * cost for n, (cost, gain) in steps.items() if share[n] * gain >= lacking}
+            if enough:
+                node = min(enough, key=enough.__getitem__)
+            else:
+                node = max(steps, key=lambda n: steps[n][1] / max(steps[n][0], 1e-12))
+            lacking -= share[node] * steps[node][1]
+            at[node] += 1
+        for node, one in hulls.items():
+            quality = one[at[node]][1]
+            worse = one[at[node] - 1][1] if at[node] else quality - 1.0
+            self._targets[node] = math.exp((quality + worse) / 2.0)
 
     def _aim(self) -> None:
         for node, interface in self._sharing():
@@ -111,26 +108,28 @@ class FlowTarget:
         return [(id, one) for id, one in self._interfaces.items() if one.node.flow_target is not None]
 
 
-def margin(stats: NodeStats, target: float) -> float:
-    """Dollars that a unit of log quality costs at a target, on the hull of the arms as they are known."""
-    points = sorted((stats.mean_cost(s), math.log(max(stats.quality(s), 1e-3))) for s in stats.arms)
-    wanted = math.log(target * max(stats.quality(stats.arms[0]), 1e-3))
-    hull = _hull(points)
-    for (cost, low), (dearer, high) in itertools.pairwise(hull):
-        if wanted <= high:
-            return (dearer - cost) / (high - low)
-    return (hull[-1][0] - hull[-2][0]) / (hull[-1][1] - hull[-2][1]) if len(hull) > 1 else 0.0
+def hull(stats: NodeStats) -> list[tuple[float, float]]:
+    """The arms that no mixture of others beats, cheapest first.
 
-
-def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, log quality), cheapest first, those that no mixture of others beats."""
-    hull: list[tuple[float, float]] = []
-    for cost, quality in points:
-        if hull and quality <= hull[-1][1]:
+    Each as (dollars a call, logarithm of its share of the strongest's quality).
+    """
+    best = math.log(max(stats.quality(stats.arms[0]), 1e-3))
+    found: list[tuple[float, float]] = []
+    for cost, quality in sorted(
+        (stats.mean_cost(s), min(math.log(max(stats.quality(s), 1e-3)) - best, 0.0)) for s in stats.arms
+    ):
+        if found and quality <= found[-1][1]:
             continue
-        while len(hull) > 1 and (quality - hull[-1][1]) * (hull[-1][0] - hull[-2][0]) >= (
-            hull[-1][1] - hull[-2][1]
-        ) * (cost - hull[-1][0]):
-            hull.pop()
-        hull.append((cost, quality))
-    return hull
+        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], (cost, quality)):
+            found.pop()
+        found.append((cost, quality))
+    return found
+
+
+def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
+    return (other[1] - one[1]) / max(other[0] - one[0], 1e-12)
+
+
+def _step(points: list[tuple[float, float]], at: int) -> tuple[float, float]:
+    """What the next arm costs more, and how much better it is."""
+    return points[at + 1][0] - points[at][0], points[at + 1][1] - points[at][1]
