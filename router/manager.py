@@ -190,6 +190,8 @@ class LLMManager:
         if self.resumed:
             self._spent_before = self.recording.spent(self.run_id)
         for interface in self.interfaces.values():
+            if interface.router.purse is not None:
+                interface.router.purse.began_with(self._spent_before.get(interface.node.id, 0.0))
             self._remember(interface)
         for spec in nodes:
             self.register(spec)

@@ -19,7 +19,8 @@ from chainwax.router.errors import (
 )
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
-from chainwax.router.policies import POLICIES, Plan, Policy, Watching
+from chainwax.router.learning.packed import generator, resume
+from chainwax.router.policies import POLICIES, Plan, Policy, Remembering, Watching
 from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
@@ -88,6 +89,8 @@ class LLMRouter:
                 seed=seed,
             )
         self._scores: dict[int, float] = {}
+        self._saved_at: float | None = None
+        """When what is known was saved, where it comes from a saved state."""
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
         self.purse = None if node.budget is None else Purse(node.budget)
@@ -159,28 +162,53 @@ class LLMRouter:
                 self.policy.learn(feedback, earlier)
 
     def state(self) -> dict[str, Any]:
-        """What was learned from feedback, JSON-ready: all of it, to the last bit."""
-        stats = self.stats
+        """All that is known and where all random generators stand, JSON-ready, to the last bit.
+
+        No text of a prompt or an answer is in it.
+        """
+        policies = {form: p for form, p in self._policies.items() if isinstance(p, Remembering)}
         return {
-            "arms": {
-                s.key: [float(stats.right[s.index]), float(stats.wrong[s.index]), s.scores, s.scored]
-                for s in stats.arms
-            },
-            "served": [stats.served_scores, stats.served_scored],
+            "stats": self.stats.state(),
             "said": list(self._scores.items()),
+            "time": self._clock.time(),
+            "policies": {form.value: policy.state() for form, policy in policies.items()},
+            "certificate": None if self.certificate is None else self.certificate.state(),
+            "random": generator(self._random),
+            "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
+            "observed": [self.observed, self.observed_cost, *self._wished],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
-        stats = self.stats
-        for key, (right, wrong, scores, scored) in state["arms"].items():
-            arm = stats.by_key.get(key)
-            if arm is not None:
-                stats.right[arm.index], stats.wrong[arm.index] = right, wrong
-                arm.scores, arm.scored = scores, scored
-        stats.served_scores, stats.served_scored = state["served"]
-        stats.version += 1
+    def restore(self, state: Mapping[str, Any], *, same_run: bool = True, same_process: bool = True) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over.
+
+        What was spent and observed counts where this is the ``same_run``. A process draws from random
+        generators of its own where it is not the ``same_process`` of its run.
+        """
+
+        def taken(known: Mapping[str, Any]) -> Mapping[str, Any]:
+            return known if same_process else {k: v for k, v in known.items() if k != "random"}
+
+        self.stats.restore(state["stats"])
         self._scores = dict(state["said"])
+        self._saved_at = state["time"]
+        for form, known in state["policies"].items():
+            policy = self._policy_of(Form(form))
+            if isinstance(policy, Remembering):
+                policy.restore(taken(known))
+        if self.certificate is not None and state["certificate"] is not None:
+            self.certificate.restore(taken(state["certificate"]))
+        if same_process:
+            resume(self._random, state["random"])
+        if same_run:
+            if self.purse is not None:
+                self.purse.began_with(state["spent"])
+            self.observed, self.observed_cost, *wished = state["observed"]
+            if len(wished) == len(self._wished):
+                self._wished = wished
+
+    def knows(self, feedback: Feedback) -> bool:
+        """Whether a recorded score is in the saved state that this router began with."""
+        return self._saved_at is not None and feedback.time <= self._saved_at
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""

@@ -23,7 +23,7 @@ log = logging.getLogger("chainwax")
 
 EVERY = 300.0
 """Seconds between two times that it is kept: so much of the topic is read again after a crash."""
-_VERSION = 1
+_VERSION = 2
 _WAIT_S = 30.0
 
 
@@ -36,7 +36,8 @@ def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
 
     def collect(where: Mapping[str, Any] | None) -> None:
         routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
-        state.set_result({"version": _VERSION, "bus": where, "nodes": routers})
+        whose = {"run": manager.run_id, "process": manager.share.index}
+        state.set_result({"version": _VERSION, **whose, "bus": where, "nodes": routers})
 
     if bus is None:
         manager.loop.call_soon_threadsafe(collect, None)
@@ -56,11 +57,13 @@ def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -
     if bus is not None and not (state["bus"] and bus.go_on_from(state["bus"])):
         return False
     routers = {node: one.router for (_, node), one in manager.interfaces.items()}
+    same_run = state["run"] == manager.run_id
+    same_process = state["process"] == manager.share.index
 
     async def restore() -> None:
         for node, saved in state["nodes"].items():
             if node in routers:
-                routers[node].restore(saved)
+                routers[node].restore(saved, same_run=same_run, same_process=same_process)
 
     manager.run(restore())
     return True
@@ -87,22 +90,22 @@ def recall(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str)
 
 
 def fold(interface: LLMInterface, recording: Recording) -> None:
-    """Have a router learn all that is recorded of its node."""
+    """Have a router learn all that is recorded of its node, but for what it knows from a saved state."""
     node = interface.node
     for known in recording.fold(node.flow, node.id):
-        interface.router.learn(
-            Feedback(
-                node.id,
-                known.score,
-                known.call_id,
-                known.item_key,
-                known.arm,
-                known.metric,
-                known.source,
-                known.kind,
-                known.time,
-            )
+        feedback = Feedback(
+            node.id,
+            known.score,
+            known.call_id,
+            known.item_key,
+            known.arm,
+            known.metric,
+            known.source,
+            known.kind,
+            known.time,
         )
+        if not interface.router.knows(feedback):
+            interface.router.learn(feedback)
 
 
 async def keep_now_and_then(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str) -> None:

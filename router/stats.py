@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class ArmState:
     """Dollars."""
     priced: int = 0
     """Attempts that answered, which ``paid`` is spread over."""
+    before: tuple[float, int] = (0.0, 0)
+    """What ``paid`` and ``priced`` were in a saved state: others' costs tell of this process's too."""
 
     def as_json(self) -> dict[str, Any]:
         """For reports."""
@@ -65,8 +67,8 @@ class ArmState:
             "score_low": low if self.scored else None,
             "score_high": high if self.scored else None,
             "scores": self.scored,
-            "cost_usd": self.paid,
-            "answers": self.priced,
+            "cost_usd": self.paid - self.before[0],
+            "answers": self.priced - self.before[1],
         }
 
 
@@ -134,3 +136,38 @@ class NodeStats:
     def by_cost(self, states: Sequence[ArmState]) -> list[ArmState]:
         """Cheapest first; at equal cost the stronger tier first."""
         return sorted(states, key=lambda s: (self.mean_cost(s), s.index))
+
+    def state(self) -> dict[str, Any]:
+        """What was learned of scores, costs and tokens, JSON-ready.
+
+        What this process asked and spent is not in it: the recording tells it.
+        """
+        return {
+            "version": self.version,
+            "arms": {
+                s.key: {
+                    "quality": [float(self.right[s.index]), float(self.wrong[s.index])],
+                    "scores": [s.scores, s.scored],
+                    "costs": [s.paid, s.priced],
+                }
+                for s in self.arms
+            },
+            "served": [self.served_scores, self.served_scored],
+            "tokens": [*self._tokens, self._answers],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        for key, known in state["arms"].items():
+            arm = self.by_key.get(key)
+            if arm is None:
+                continue
+            self.right[arm.index], self.wrong[arm.index] = known["quality"]
+            arm.scores, arm.scored = known["scores"]
+            arm.paid, arm.priced = known["costs"]
+            arm.before = (arm.paid, arm.priced)
+        self.served_scores, self.served_scored = state["served"]
+        sent, made, self._answers = state["tokens"]
+        self._tokens = (sent, made)
+        # Whoever kept a result of the statistics may go on with it where the arms are the same ones.
+        self.version = state["version"] + (state["arms"].keys() != self.by_key.keys())

@@ -7,9 +7,12 @@ Spiegelhalter and Lauritzen 1990); scores may be anything in [0, 1].
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chainwax.router.learning.packed import pack, unpack
 
 __all__ = ["Logistic", "logit", "sigmoid"]
 
@@ -53,6 +56,17 @@ class Logistic:
     def revise(self, features: NDArray[np.float64], by: float) -> None:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
         self.weights += (self.cover @ features) * by
+
+    def state(self) -> list[Any]:
+        """All that was learned, JSON-ready."""
+        return [pack(self.weights), pack(self.cover), self.n]
+
+    def restore(self, state: list[Any]) -> None:
+        """Know what :meth:`state` gave. Raises ValueError where that had other features."""
+        weights, cover = unpack(state[0]), unpack(state[1])
+        if weights.shape != self.weights.shape or cover.shape != self.cover.shape:
+            raise ValueError(f"{len(weights)} weights, not {len(self.weights)}")
+        self.weights, self.cover, self.n = weights, cover, state[2]
 
 
 def sigmoid(x: float) -> float:

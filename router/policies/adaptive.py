@@ -9,11 +9,13 @@ with those probabilities, so that the propensity that is logged is the one that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import NodeSpec, Query
@@ -57,6 +59,23 @@ class Adaptive:
         if not arms:
             return None
         return arms[int(np.argmax(self._distribution(arms)))].key
+
+    def state(self) -> dict[str, Any]:
+        """The chances that are kept, and where the random generator stands."""
+        return {
+            "known": self._known,
+            "chances": pack(self._chances),
+            "random": self._random.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as :meth:`state` said."""
+        known = state["known"]
+        self._known = None if known is None else (known[0], tuple(known[1]))
+        self._chances = unpack(state["chances"])
+        self._cumulative = np.cumsum(self._chances)
+        if "random" in state:
+            self._random.bit_generator.state = state["random"]
 
     def _distribution(self, arms: Sequence[ArmState]) -> NDArray[np.float64]:
         """Probability of each arm, shape (arms,), sums to 1."""

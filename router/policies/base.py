@@ -5,14 +5,14 @@ To add a policy: write a class with ``plan``, and name it in :data:`chainwax.rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import Attempt, Feedback, NodeSpec, Query
 
-__all__ = ["Plan", "Policy", "Watching"]
+__all__ = ["Plan", "Policy", "Remembering", "Watching"]
 
 
 @dataclass(slots=True)
@@ -70,6 +70,26 @@ class Watching(Policy, Protocol):
 
     def learn(self, feedback: Feedback, earlier: float | None) -> None:
         """A score of a used answer has come; ``earlier`` is what the same source said before."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Policy, Protocol):
+    """A policy that knows more than the statistics do, and whose knowledge is saved with theirs."""
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs to go on as if nothing had happened, JSON-ready.
+
+        Where random generators stand is under the key ``random``: another process draws from its own.
+        No text of a prompt or an answer is in it.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave, the statistics being restored already.
+
+        ``random`` may be missing; what is about arms that are no longer there is passed over.
+        """
         ...
 
 

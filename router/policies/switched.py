@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from chainwax.router.learning.answers import (
     prompt_text,
 )
 from chainwax.router.learning.logistic import Logistic, logit, sigmoid
+from chainwax.router.learning.packed import generator, pack, resume, unpack
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import Attempt, Feedback, NodeSpec, Query, Tier
@@ -113,6 +114,26 @@ class _Link:
         """Where a cheaper arm was asked before."""
         self.off = 0.0
         """Lately: score less guess of the answers that were served; mean."""
+
+    def state(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        return {
+            "by_prompt": self.by_prompt.state(),
+            "by_answer": self.by_answer.state(),
+            "standard": self.standard.state(),
+            "first": [pack(self.first.shifts), self.first.n],
+            "after": [pack(self.after.shifts), self.after.n],
+            "off": self.off,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave."""
+        self.by_prompt.restore(state["by_prompt"])
+        self.by_answer.restore(state["by_answer"])
+        self.standard.restore(state["standard"])
+        for lately, (shifts, n) in ((self.first, state["first"]), (self.after, state["after"])):
+            lately.shifts, lately.n = unpack(shifts), n
+        self.off = state["off"]
 
 
 class Switched:
@@ -218,6 +239,52 @@ class Switched:
         if before is None and asked.served == state.key:
             # What was expected has moved the price already; the score puts it right.
             self._move((asked.expected - after) / max(asked.best, 0.05))
+
+    # -- saved state ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs, JSON-ready. Calls that are not answered yet are not in it."""
+        calls = {call: asked for call, asked in self._calls.items() if asked.served}
+        size = len(PROMPT) + 1
+        prompts = [asked.prompt for asked in calls.values()]
+        return {
+            "price": self._price,
+            "plans": self._plans,
+            "standard": self._standard.state(),
+            "links": {key: link.state() for key, link in self._links.items()},
+            "prompts": pack(np.array(prompts).reshape(len(prompts), size)),
+            "calls": [
+                [
+                    call,
+                    asked.served,
+                    asked.expected,
+                    asked.best,
+                    asked.total,
+                    asked.scores,
+                    {key: pack(features) for key, features in asked.answers.items()},
+                ]
+                for call, asked in calls.items()
+            ],
+            "random": generator(self._random),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        self._price, self._plans = state["price"], state["plans"]
+        self._standard.restore(state["standard"])
+        for key, known in state["links"].items():
+            if key in self._stats.by_key:
+                self._link(self._stats.by_key[key]).restore(known)
+        self._calls = {}
+        for prompt, (call, served, expected, best, total, scores, answers) in zip(
+            unpack(state["prompts"]), state["calls"], strict=True
+        ):
+            features = {key: unpack(packed) for key, packed in answers.items()}
+            self._calls[call] = _Asked(
+                "", prompt, (), features, None, 0.0, served, expected, best, total, scores
+            )
+        if "random" in state:
+            resume(self._random, state["random"])
 
     # -- inside ---------------------------------------------------------------------------------
 
