@@ -1,16 +1,17 @@
 """The client's side of files and fine-tuning jobs, as OpenAI's API has them and others copied it.
 
-A request that fails for a moment is made again, as long as the server's ``Retry-After`` says, or after a pause
-that grows. What costs money when it is done twice is looked for before it is done again.
+A request that fails for a moment is made again, after as long as the server's ``Retry-After`` says, or a
+pause that grows. What costs money when it is done twice is looked for before it is done again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import httpx
@@ -75,7 +76,10 @@ class FineTuning:
     # -- files ----------------------------------------------------------------------------------
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Send a file for fine-tuning; its id. ``name`` must say what is in it: it is how the file is found."""
+        """Send a file for fine-tuning; its id.
+
+        ``name`` must say what is in it: by it the file is found that was sent before.
+        """
 
         async def send() -> str:
             data = await self._call(
@@ -98,14 +102,9 @@ class FineTuning:
         found = await self._find("/files", {"purpose": "fine-tune"}, same)
         return None if found is None else _text(found, "id")
 
-    async def file_status(self, file: str) -> str:
-        """``uploaded``, ``processed`` or ``error``; empty where the server does not say."""
-        data = await self._again(lambda: self._call("GET", f"/files/{file}"))
-        return str(data.get("status") or "")
-
     async def delete_file(self, file: str) -> None:
         """Take a file away."""
-        await self._again(lambda: self._call("DELETE", f"/files/{file}"))
+        await self._again(lambda: self._call("DELETE", f"/files/{quote(file, safe='')}"))
 
     # -- jobs -----------------------------------------------------------------------------------
 
@@ -129,16 +128,16 @@ class FineTuning:
 
     async def job(self, job: str) -> dict[str, Any]:
         """A job as it is now."""
-        return await self._again(lambda: self._call("GET", f"/fine_tuning/jobs/{job}"))
+        return await self._again(lambda: self._call("GET", _job_path(job)))
 
     async def cancel(self, job: str) -> dict[str, Any]:
         """End a job."""
-        return await self._again(lambda: self._call("POST", f"/fine_tuning/jobs/{job}/cancel"))
+        return await self._again(lambda: self._call("POST", _job_path(job) + "/cancel"))
 
     async def events(self, job: str, known: set[str]) -> list[dict[str, Any]]:
         """The events of a job that are not among the ``known`` ids, oldest first; their ids are added."""
         new: list[dict[str, Any]] = []
-        path = f"/fine_tuning/jobs/{job}/events"
+        path = _job_path(job) + "/events"
         async for page in self._pages(path, {"limit": "100"}):  # newest first
             fresh = [one for one in page if str(one.get("id")) not in known]
             new.extend(fresh)
@@ -158,7 +157,7 @@ class FineTuning:
                     return one
         return None
 
-    async def _pages(self, path: str, query: Mapping[str, str]) -> Any:
+    async def _pages(self, path: str, query: Mapping[str, str]) -> AsyncIterator[list[dict[str, Any]]]:
         after: dict[str, str] = {}
         for _ in range(_PAGES):
             data = await self._again(lambda: self._call("GET", path, query={**query, **after}))  # noqa: B023
@@ -178,9 +177,7 @@ class FineTuning:
 
         return await self._once(make, nothing)
 
-    async def _once(
-        self, make: Callable[[], Awaitable[_T]], find: Callable[[], Awaitable[_T | None]]
-    ) -> _T:
+    async def _once(self, make: Callable[[], Awaitable[_T]], find: Callable[[], Awaitable[_T | None]]) -> _T:
         """What is not to be done twice: after a failure that leaves it open it is looked for first."""
         for tried in range(1, _TRIES + 1):
             try:
@@ -218,7 +215,7 @@ class FineTuning:
             async with asyncio.timeout(timeout):
                 response = await self._client.send(request, stream=True)
                 try:
-                    body = b""
+                    body = bytearray()
                     async for part in response.aiter_bytes():
                         body += part
                         if len(body) > BODY_LIMIT:
@@ -230,16 +227,20 @@ class FineTuning:
         except httpx.HTTPError as error:
             raise BackendDown(f"{where}: {type(error).__name__}: {shorten(str(error), self._key)}") from None
         if not 200 <= response.status_code < 300:
-            error, _ = error_of(response.status_code, response.headers, body, self._key)
-            error.args = (f"{where}: {error}",)
-            raise error
+            refused, _ = error_of(response.status_code, response.headers, bytes(body), self._key)
+            refused.args = (f"{where}: {refused}",)
+            raise refused
         try:
-            answer = from_json(body)
+            answer = from_json(bytes(body))
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
             raise BackendGarbled(f"{where}: the answer is no JSON object")
         return answer
+
+
+def _job_path(job: str) -> str:
+    return f"/fine_tuning/jobs/{quote(job, safe='')}"
 
 
 def _text(data: Mapping[str, Any], field: str) -> str:

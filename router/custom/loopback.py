@@ -1,7 +1,7 @@
-"""A provider on this machine: OpenAI's files, fine-tuning jobs and chat API, to try a training without paying.
+"""A provider on this machine: OpenAI's files, fine-tuning jobs and chat, to try a training without paying.
 
-What it trains is no model: it answers a question that it was shown with the answer that it was shown, and any
-other with the commonest of them. Each of its answers says ``"simulated": true``.
+What it trains is no model: it answers a question that it was shown with the answer that it was shown, and
+any other with the commonest of them. Each of its answers says ``"simulated": true``.
 
 >>> with LoopbackProvider() as provider:
 ...     provider.url.endswith("/v1"), provider.jobs
@@ -18,9 +18,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 from pydantic_core import from_json, to_json
 
 __all__ = ["STATUSES", "LoopbackProvider", "Seen"]
@@ -33,7 +34,8 @@ LEAST = 10
 _EPOCHS = 3
 _LIMIT = 512 * 1024 * 1024
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request, Any], Awaitable[web.Response]]
+"""Takes a request with its body: JSON, or the fields of a form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,8 @@ class _Job:
 class LoopbackProvider:
     """The server, in a thread of its own: a context manager.
 
-    ``statuses`` are what a job says at each look. ``key`` is the only one it takes; None takes any. ``models``
-    are those that can be tuned. ``faults`` are answered in turn, in place of what would have been, by method and
-    path: an HTTP status with headers, or None, which does what is asked and breaks the connection off.
+    ``statuses`` are what a job says at each look. ``key`` is the only one it takes; None takes any.
+    ``models`` are those that can be tuned.
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class LoopbackProvider:
         """By the name of a tuned model: the answers that it was shown, by question, and the commonest."""
         self.seen: list[Seen] = []
         self.faults: dict[tuple[str, str], deque[tuple[int, Mapping[str, str]] | None]] = {}
+        """By method and path, answered in turn in place of what would have been: an HTTP status with headers,
+        or None, which does what is asked and breaks the connection off."""
         self._ids = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -112,8 +115,11 @@ class LoopbackProvider:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(client_max_size=_LIMIT, middlewares=[self._watched])
-        add = app.router.add_route
+        app = web.Application(client_max_size=_LIMIT)
+
+        def add(method: str, path: str, handler: Handler) -> None:
+            app.router.add_route(method, path, partial(self._watched, handler))
+
         add("POST", "/v1/files", self._upload)
         add("GET", "/v1/files", self._files)
         add("GET", "/v1/files/{id}", self._file)
@@ -134,14 +140,12 @@ class LoopbackProvider:
         await self._stop.wait()
         await runner.cleanup()
 
-    @web.middleware
-    async def _watched(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _watched(self, handler: Handler, request: web.Request) -> web.Response:
         """Keep what was asked, and answer with what is to go wrong."""
         body = await _body(request)
         self.seen.append(
             Seen(request.method, request.path, request.query_string, dict(request.headers), body)
         )
-        request["body"] = body
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
             given = request.headers.get("Authorization", "")
             return _refusal(401, f"Incorrect API key provided: {given.removeprefix('Bearer ')}")
@@ -151,15 +155,15 @@ class LoopbackProvider:
             if wrong is not None:
                 status, headers = wrong
                 return _refusal(status, "not now", headers=headers)
-            await handler(request)
+            answer = await handler(request, body)
             if request.transport is not None:
                 request.transport.abort()
-        return await handler(request)
+            return answer
+        return await handler(request, body)
 
     # -- files ----------------------------------------------------------------------------------
 
-    async def _upload(self, request: web.Request) -> web.Response:
-        form = request["body"]
+    async def _upload(self, _: web.Request, form: Any) -> web.Response:
         if not isinstance(form, dict) or "file" not in form:
             return _refusal(400, "'file' is a required property")
         if form.get("purpose") != "fine-tune":
@@ -169,16 +173,16 @@ class LoopbackProvider:
         self.files[file.id] = file
         return _json(_file_json(file))
 
-    async def _files(self, request: web.Request) -> web.Response:
+    async def _files(self, request: web.Request, _: Any) -> web.Response:
         purpose = request.query.get("purpose")
         files = [f for f in self.files.values() if purpose in (None, f.purpose)]
         return _page(request, [_file_json(file) for file in reversed(files)])
 
-    async def _file(self, request: web.Request) -> web.Response:
+    async def _file(self, request: web.Request, _: Any) -> web.Response:
         file = self.files.get(request.match_info["id"])
         return _missing("File", request) if file is None else _json(_file_json(file))
 
-    async def _delete(self, request: web.Request) -> web.Response:
+    async def _delete(self, request: web.Request, _: Any) -> web.Response:
         file = self.files.pop(request.match_info["id"], None)
         if file is None:
             return _missing("File", request)
@@ -186,12 +190,13 @@ class LoopbackProvider:
 
     # -- jobs -----------------------------------------------------------------------------------
 
-    async def _create(self, request: web.Request) -> web.Response:
-        asked = request["body"]
+    async def _create(self, _: web.Request, asked: Any) -> web.Response:
         if not isinstance(asked, dict):
             return _refusal(400, "the body is no JSON object")
         if asked.get("model") not in self.models:
-            return _refusal(404, f"The model '{asked.get('model')}' does not exist", "model", "model_not_found")
+            return _refusal(
+                404, f"The model '{asked.get('model')}' does not exist", "model", "model_not_found"
+            )
         for name in ("training_file", "validation_file"):
             if asked.get(name) not in self.files and (name == "training_file" or asked.get(name)):
                 return _refusal(400, f"invalid {name}: {asked.get(name)}", name)
@@ -228,10 +233,10 @@ class LoopbackProvider:
         self._tell(self.jobs[job], f"Created fine-tuning job: {job}")
         return _json(fields)
 
-    async def _jobs(self, request: web.Request) -> web.Response:
+    async def _jobs(self, request: web.Request, _: Any) -> web.Response:
         return _page(request, [job.fields for job in reversed(self.jobs.values())])
 
-    async def _job(self, request: web.Request) -> web.Response:
+    async def _job(self, request: web.Request, _: Any) -> web.Response:
         job = self.jobs.get(request.match_info["id"])
         if job is None:
             return _missing("Fine-tuning job", request)
@@ -239,7 +244,7 @@ class LoopbackProvider:
             self._become(job, job.left.popleft())
         return _json(job.fields)
 
-    async def _cancel(self, request: web.Request) -> web.Response:
+    async def _cancel(self, request: web.Request, _: Any) -> web.Response:
         job = self.jobs.get(request.match_info["id"])
         if job is None:
             return _missing("Fine-tuning job", request)
@@ -248,7 +253,7 @@ class LoopbackProvider:
         self._become(job, "cancelled")
         return _json(job.fields)
 
-    async def _events(self, request: web.Request) -> web.Response:
+    async def _events(self, request: web.Request, _: Any) -> web.Response:
         job = self.jobs.get(request.match_info["id"])
         return _missing("Fine-tuning job", request) if job is None else _page(request, job.events[::-1])
 
@@ -257,7 +262,11 @@ class LoopbackProvider:
         if status == "succeeded":
             examples, wrong = _read(self.files.get(fields["training_file"]))
             if wrong:
-                fields["error"] = {"code": "invalid_training_file", "message": wrong, "param": "training_file"}
+                fields["error"] = {
+                    "code": "invalid_training_file",
+                    "message": wrong,
+                    "param": "training_file",
+                }
                 status = "failed"
             else:
                 self._tune(job, examples)
@@ -298,15 +307,16 @@ class LoopbackProvider:
 
     # -- models ---------------------------------------------------------------------------------
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def _models(self, _: web.Request, body: Any) -> web.Response:
         names = [*self.models, *self.tuned]
         data = [{"id": n, "object": "model", "created": 0, "owned_by": "loopback"} for n in names]
         return _json({"object": "list", "data": data, "simulated": True})
 
-    async def _chat(self, request: web.Request) -> web.Response:
-        asked = request["body"]
+    async def _chat(self, _: web.Request, asked: Any) -> web.Response:
         if asked.get("model") not in self.tuned:
-            return _refusal(404, f"The model '{asked.get('model')}' does not exist", "model", "model_not_found")
+            return _refusal(
+                404, f"The model '{asked.get('model')}' does not exist", "model", "model_not_found"
+            )
         known, common = self.tuned[asked["model"]]
         question = json.dumps(asked["messages"], sort_keys=True)
         text = known.get(question, common)
@@ -329,7 +339,7 @@ async def _body(request: web.Request) -> Any:
     if request.content_type == "multipart/form-data":
         form: dict[str, Any] = {}
         async for part in await request.multipart():
-            assert not isinstance(part, web.MultipartReader)  # type: ignore[attr-defined]
+            assert isinstance(part, BodyPartReader)
             content = bytes(await part.read())
             if part.filename is None:
                 form[str(part.name)] = content.decode("utf-8", "replace")
@@ -383,7 +393,9 @@ def _page(request: web.Request, newest_first: list[dict[str, Any]]) -> web.Respo
     return _json({"object": "list", "data": page, "has_more": more, "simulated": True})
 
 
-def _json(data: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def _json(
+    data: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     return web.Response(body=to_json(data), status=status, content_type="application/json", headers=headers)
 
 
