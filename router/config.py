@@ -40,6 +40,7 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BusTopic = Literal["feedback", "calls", "decisions", "dead-letters", "control"]
 
 
@@ -109,14 +110,14 @@ class ModelConfig(_Section):
     """Reasoning efforts, each an arm of its own."""
     output_limits: tuple[int, ...] = ()
     """Output limits in tokens, each an arm of its own."""
-    input_cost_per_token: float | None = Field(default=None, ge=0)
+    input_cost_per_token: Dollars | None = None
     """Dollars for one token of the prompt; None takes what genai-prices knows."""
-    output_cost_per_token: float | None = Field(default=None, ge=0)
+    output_cost_per_token: Dollars | None = None
     """Dollars for one token of the answer."""
-    cache_read_input_token_cost: float | None = Field(default=None, ge=0)
+    cache_read_input_token_cost: Dollars | None = None
     """Dollars for one token of the prompt that the server's cache held; None takes what genai-prices knows,
     else the price of any other token of the prompt."""
-    per_hour: float | None = Field(default=None, ge=0)
+    per_hour: Dollars | None = None
     """Dollars for an hour of the machine: a call costs its share of the time it is served."""
     limit: int | None = Field(default=None, ge=1)
     """Requests in flight; None takes what the server tells, else 16."""
@@ -174,7 +175,7 @@ class NodeConfig(_Section):
     """Least quality, as a share of the strongest model's."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Dollars | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None
     """Wanted p95 in seconds."""

@@ -454,6 +454,7 @@ class LLMManager:
         self.instances[name] = LLMInstance(
             name, config, backend, price, self.clock, self.share, lent=self._lender is not None
         )
+        self.instances[name].announce = self.announce
 
     def _purses(self) -> dict[str, tuple[Purse, float]]:
         routers = [(node, interface.router) for (_, node), interface in list(self.interfaces.items())]
@@ -503,12 +504,10 @@ class LLMManager:
         good: list[Feedback] = []
         for one in feedback:
             if not self._resolve(one):
-                self.refused_feedback += 1
                 continue
             interface = self._interface_of(one.node)
             if interface is None:
-                self.refused_feedback += 1
-                log.warning("feedback about an unknown node '%s'", one.node)
+                self._refuse(one, "nobody knows the node")
                 continue
             interface.router.learn(one)
             good.append(one)
@@ -527,9 +526,7 @@ class LLMManager:
     def _resolve(self, one: Feedback) -> bool:
         """Fill in what the sender did not know. False where the feedback is no use."""
         if not isinstance(one.score, int | float) or not math.isfinite(one.score) or not 0 <= one.score <= 1:
-            log.warning(
-                "feedback about node '%s' refused: the score %r is not in [0, 1]", one.node, one.score
-            )
+            self._refuse(one, f"the score {str(one.score)[:40]} is not in [0, 1]")
             return False
         if not one.time:
             one.time = self.clock.time()
@@ -540,7 +537,15 @@ class LLMManager:
                 known = self.recording.arm_of(one.call_id)
                 if known is not None:
                     one.node, one.arm = known
+        if not one.arm:
+            self._refuse(one, "nobody knows the call")
         return bool(one.arm)
+
+    def _refuse(self, one: Feedback, why: str) -> None:
+        self.refused_feedback += 1
+        n = self.refused_feedback
+        if n & (n - 1) == 0:  # a million of them are told of twenty times
+            log.warning("feedback about node '%s' refused: %s (%d refused by now)", one.node[:80], why, n)
 
     def _look_up(self, call_id: str, node: str, item_key: str) -> tuple[str, str, str] | None:
         """The call, its node and its arm, as the recording knows them. From any thread."""

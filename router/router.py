@@ -10,6 +10,7 @@ from typing import Any
 
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.doubts import Doubts
 from chainwax.router.errors import (
     AnswerInvalid,
     BudgetSpent,
@@ -45,6 +46,11 @@ _WORTH_WAITING = 5.0
 _REMEMBERED = 20_000
 """Scores that are remembered so that a revised one replaces the earlier."""
 
+_DOUBTED = 0.1
+"""Share of the calls at which the policy still chooses while all scores are 0: so that it is noticed when
+they are not any more."""
+_LEARNING = (Form.adaptive, Form.switched)
+"""Forms that choose by the scores."""
 _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
 
@@ -88,6 +94,8 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
+        self.doubts = Doubts(node.id)
+        """What is odd about the scores that come."""
         self._scores: dict[int, float] = {}
         self._saved_at: float | None = None
         """When what is known was saved, where it comes from a saved state."""
@@ -151,12 +159,15 @@ class LLMRouter:
             earlier = self._scores.pop(which, None)
             if earlier is not None:
                 self._count(state, earlier, -1.0, feedback.kind)
+            elif not self._takes(feedback):
+                return
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
             self._scores[which] = feedback.score
         self._count(state, feedback.score, 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _UNUSED:
+            self._tell(self.doubts.scored(feedback.score))
             self._certify(feedback, earlier)
             if isinstance(self.policy, Watching):
                 self.policy.learn(feedback, earlier)
@@ -173,6 +184,7 @@ class LLMRouter:
             "time": self._clock.time(),
             "policies": {form.value: policy.state() for form, policy in policies.items()},
             "certificate": None if self.certificate is None else self.certificate.state(),
+            "doubts": self.doubts.state(),
             "random": generator(self._random),
             "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
             "observed": [self.observed, self.observed_cost, *self._wished],
@@ -191,6 +203,7 @@ class LLMRouter:
         self.stats.restore(state["stats"])
         self._scores = dict(state["said"])
         self._saved_at = state["time"]
+        self.doubts.restore(state["doubts"])
         for form, known in state["policies"].items():
             policy = self._policy_of(Form(form))
             if isinstance(policy, Remembering):
@@ -237,6 +250,7 @@ class LLMRouter:
             "quality_low": low if scored else None,
             "quality_high": high if scored else None,
             "scores": stats.served_scored,
+            "ignored_scores": self.doubts.ignored,
             # What the same calls would have cost with one model alone: measured, else from its price.
             "alone_usd": {s.key: stats.calls * stats.mean_cost(s) for s in stats.arms},
             "call_usd": {s.key: stats.mean_cost(s) for s in stats.arms},
@@ -263,6 +277,15 @@ class LLMRouter:
             return Certified.met  # its own answers keep any target
         return self.certificate or Certified.unknown
 
+    def _takes(self, feedback: Feedback) -> bool:
+        takes, decision = self.doubts.takes(feedback.call_id, feedback.arm)
+        self._tell(decision)
+        return takes
+
+    def _tell(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self._announce(decision)
+
     def _certify(self, feedback: Feedback, earlier: float | None) -> None:
         certificate = self.certificate
         if certificate is not None and certificate.learn(
@@ -287,6 +310,8 @@ class LLMRouter:
             self.observed_cost += result.cost_usd
         if result.arm is not None:
             self.stats.served(self.stats.by_key[result.arm.key])
+            if self.node.form in _LEARNING and self.node.mode is Mode.enforce:
+                self._tell(self.doubts.answered(self.stats.calls, self.stats.served_scored))
 
     def _plan(self, query: Query) -> Plan:
         node = self.node
@@ -313,6 +338,9 @@ class LLMRouter:
     def _certified_plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """The policy's plan, paired with the strongest now and then; the strongest alone where it must be."""
         certificate = self.certificate
+        if self.doubts.all_zero and self.node.form in _LEARNING and self._random.random() >= _DOUBTED:
+            # No model is better than another by such scores, and the cheapest is not therefore good enough.
+            return Plan(arms, 1.0 - _DOUBTED)
         plan = self.policy.plan(query, arms)
         if certificate is None or not self.node.certify or arms[0] is not self.stats.arms[0]:
             return plan
@@ -398,8 +426,8 @@ class LLMRouter:
             if not (plan.watched and left and isinstance(self.policy, Watching)):
                 break
             further = self.policy.escalate(query, plan, state, attempt, value)
-            if further is None:
-                break
+            if further is None or further not in left:
+                break  # good enough, or all that might be better have failed
             del left[: left.index(further)]
         if answer is not None:
             self._settle(result, *answer)
