@@ -103,6 +103,7 @@ def fold(interface: LLMInterface, recording: Recording) -> None:
             known.source,
             known.kind,
             known.time,
+            context=known.context,
         )
         if not interface.router.knows(feedback):
             interface.router.learn(feedback)

@@ -45,7 +45,7 @@ class Adaptive:
             return Plan((arms[0],))
         known = (self._stats.version, tuple(s.index for s in arms))
         if known != self._known:
-            self._chances = self._distribution(arms)
+            self._chances = self._distribution(arms, self._random)
             self._cumulative = np.cumsum(self._chances)
             self._known = known
         drawn = int(np.searchsorted(self._cumulative, self._random.random() * self._cumulative[-1], "right"))
@@ -58,7 +58,9 @@ class Adaptive:
         arms = self._quick_enough(self._stats.arms)
         if not arms:
             return None
-        return arms[int(np.argmax(self._distribution(arms)))].key
+        # Whoever looks must not change what is drawn next: a snapshot is taken at any time.
+        looked = np.random.default_rng(0)
+        return arms[int(np.argmax(self._distribution(arms, looked)))].key
 
     def state(self) -> dict[str, Any]:
         """The chances that are kept, and where the random generator stands."""
@@ -77,11 +79,11 @@ class Adaptive:
         if "random" in state:
             self._random.bit_generator.state = state["random"]
 
-    def _distribution(self, arms: Sequence[ArmState]) -> NDArray[np.float64]:
+    def _distribution(self, arms: Sequence[ArmState], chance: np.random.Generator) -> NDArray[np.float64]:
         """Probability of each arm, shape (arms,), sums to 1."""
         stats = self._stats
         index = [s.index for s in arms]
-        draws = self._random.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
+        draws = chance.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
         # The first arm is of the strongest tier that is there: it is good enough by definition.
         good = draws >= self.node.target * draws[:, :1]
         cheapest_first = [arms.index(s) for s in stats.by_cost(arms)]
