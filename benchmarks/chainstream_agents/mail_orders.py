@@ -12,7 +12,7 @@ class MailOrders(cs.agent.Agent):
 
     def start(self):
         def order(mail):
-            question = 'Which order is this mail about? Answer as JSON: {"order": "NW-…"}, empty where none is named.'
+            question = 'Which order is it about? As JSON: {"order": "NW-…"}, empty where none is named.'
             answer = self.llm.query(cs.llm.make_prompt(mail["text"], question))
             return {"id": mail["id"], **cs.llm.parse_response(answer, dict)}
 

@@ -220,6 +220,7 @@ class Teacher:
                     call_id=query.call_id,
                     item_key=query.item_key,
                     arm=result.arm.key,
+                    context=result.context,
                     metric="label",
                     source="evaluate",
                     kind=FeedbackKind.label,

@@ -68,7 +68,11 @@ def plain(value: Any) -> Any:
     try:
         return json.loads(to_json(value))
     except (TypeError, ValueError, RecursionError):
+        pass
+    try:
         return str(value)
+    except Exception:  # a value's own code
+        return f"<{type(value).__name__}>"
 
 
 def alike(one: Any, other: Any, measure: Measure = Measure.aligned) -> float:
