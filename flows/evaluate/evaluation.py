@@ -15,6 +15,7 @@ from chainwax.flows.evaluate.labels import Origins, scored_by_flow, worth
 from chainwax.flows.evaluate.similarity import Measure, aligned, alike
 from chainwax.flows.evaluate.variants import Plan, Stream, Variant, run_variant
 from chainwax.flows.graph import Flow
+from chainwax.flows.replay import KnownAnswers
 from chainwax.router import ConfigError, LLMManager, Settings
 from chainwax.router.recording import RecordingReader, SqliteRecording
 from chainwax.router.recording.totals import Answered
@@ -154,13 +155,14 @@ def evaluate(stream: Stream, console: Console, *, reference: bool = False) -> Ev
     if not stream.recording.exists():
         stream.recording.parent.mkdir(parents=True, exist_ok=True)
         SqliteRecording(stream.recording).close()
+    known = KnownAnswers(stream.recording)
     runs: list[Variant] = []
     origins: Origins | None = None
 
     def run(plan: Plan) -> Variant:
         number = len(runs) + 1
         console.print(f"{number}: {plan.name}", markup=False, highlight=False)
-        runs.append(run_variant(stream, plan, origins, console))
+        runs.append(run_variant(stream, plan, known, origins, console))
         return runs[-1]
 
     run(candidates.plans()[0])

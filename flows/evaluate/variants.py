@@ -18,7 +18,7 @@ from chainwax.flows.evaluate.labels import Labels, Origins, Teacher, scored_by_f
 from chainwax.flows.evaluate.similarity import Measure, plain
 from chainwax.flows.graph import Flow
 from chainwax.flows.job import Job
-from chainwax.flows.replay import recorded_answers
+from chainwax.flows.replay import KnownAnswers, recorded_answers
 from chainwax.flows.runner import Outcome, run_job
 from chainwax.router import ConfigError, LLMManager, Settings
 from chainwax.router.config import BusConfig, NodeConfig
@@ -137,8 +137,12 @@ def fixed(settings: Settings, models: Mapping[str, str]) -> Settings:
     return settings.model_copy(update={"nodes": nodes, "defaults": defaults})
 
 
-def run_variant(stream: Stream, plan: Plan, origins: Origins | None, console: Console) -> Variant:
-    """Run the flow once, as the plan wants it. ``origins`` are needed where labels teach the router.
+def run_variant(
+    stream: Stream, plan: Plan, known: KnownAnswers, origins: Origins | None, console: Console
+) -> Variant:
+    """Run the flow once, as the plan wants it, buying only what is not known.
+
+    ``origins`` are needed where labels teach the router.
 
     Raises :class:`Stopped` where it does not come to its end, and what :func:`run_job` raises.
     """
@@ -177,23 +181,24 @@ def run_variant(stream: Stream, plan: Plan, origins: Origins | None, console: Co
         for teacher in teachers:
             teacher.finish()
 
+    known.refresh()
+    job = Job(
+        flow=flow,
+        settings=settings,
+        sources=sources,
+        sinks=sinks,
+        stop=stop,
+        workers=stream.workers,
+        backends=recorded_answers(settings.models, known, only=False),
+        debug=stream.debug,
+        beforehand=prepare,
+        afterwards=finish,
+    )
+    outcome = run_job(job, console, live=console.is_terminal)
+    report = outcome.report
+    if outcome.exit_code:
+        raise Stopped(outcome)
     with closing(RecordingReader(stream.recording)) as reader:
-        job = Job(
-            flow=flow,
-            settings=settings,
-            sources=sources,
-            sinks=sinks,
-            stop=stop,
-            workers=stream.workers,
-            backends=recorded_answers(settings.models, reader, only=False),
-            debug=stream.debug,
-            beforehand=prepare,
-            afterwards=finish,
-        )
-        outcome = run_job(job, console, live=console.is_terminal)
-        report = outcome.report
-        if outcome.exit_code:
-            raise Stopped(outcome)
         return Variant(
             plan,
             report.run,
