@@ -219,9 +219,10 @@ def _candidates(flow: Flow, settings: Settings) -> Candidates:
 
 def _origins(stream: Stream, first: Variant) -> Origins:
     with closing(RecordingReader(stream.recording)) as reader:
-        return Origins(
-            item for name in reader.sources(first.run) for item in reader.read_items(first.run, name)
-        )
+        sources = [list(reader.read_items(first.run, name)) for name in reader.sources(first.run)]
+    # Several streams are taken to go along side by side, each from its beginning to its end.
+    placed = [(at / len(items), item) for items in sources for at, item in enumerate(items)]
+    return Origins(item for _, item in sorted(placed, key=lambda pair: pair[0]))
 
 
 def _of_plan(plan: Plan, runs: Sequence[Variant], run: Any) -> Variant:
