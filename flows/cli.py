@@ -22,6 +22,7 @@ from chainwax.flows.backfill import backfill_command
 from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
 from chainwax.flows.demo.run import demo_job
+from chainwax.flows.evaluate.command import evaluate_command
 from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.job import Job
 from chainwax.flows.letters import letters_app
@@ -65,6 +66,7 @@ app.add_typer(agents_app, name="agents")
 app.command("simulate")(simulate_command)
 app.command("control")(control_command)
 app.command("backfill")(backfill_command)
+app.command("evaluate")(evaluate_command)
 
 _Processes = Annotated[
     int,
