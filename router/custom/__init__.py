@@ -11,6 +11,7 @@ from typing import Any
 
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import Dataset, Example, collect, dataset_of
+from chainwax.router.custom.head_trainer import HeadTrainer
 from chainwax.router.custom.redact import Redactor, redact
 from chainwax.router.custom.trainer import (
     HERE,
@@ -48,7 +49,7 @@ __all__ = [
     "redact",
 ]
 
-TRAINERS: dict[str, TrainerMaker] = {}
+TRAINERS: dict[str, TrainerMaker] = {"head": HeadTrainer}
 """By the name that a configuration gives as ``trainer``."""
 
 
