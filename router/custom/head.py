@@ -35,7 +35,7 @@ _HALF = 100.0
 _KEPT = 1_000
 _PRIOR = np.array([-2.0, 0.5, 0.3])
 """What is thought of whom to trust without any data: a chance of 0.8 of one's own is about even."""
-_SAFE = 0.6
+_SAFE = 0.75
 """Chance of one's own answer against any other, from which on nobody else is asked."""
 
 

@@ -18,7 +18,7 @@ from chainwax.router.types import Tier
 
 __all__ = ["HeadTrainer"]
 
-_STRENGTHS = (2.0, 8.0, 32.0)
+_STRENGTHS = (4.0, 16.0)
 _LATER = 0.25
 """Share of the data, the newest, on which strength and temperature are set."""
 _OPTIONS = ("most",)
@@ -56,7 +56,7 @@ class HeadTrainer:
         right = np.array([number[e.answer] for e in later])
         best: tuple[float, float, Head] | None = None
         for done, strength in enumerate(_STRENGTHS):
-            progress(done / 4, f"fitting with strength {strength:g}")
+            progress(done / 3, f"fitting with strength {strength:g}")
             head = Head.fit(choices, [e.text for e in earlier], [e.answer for e in earlier], strength)
             loss = head.calibrate(head.scores(head.texts.rows([e.text for e in later])), right)
             if best is None or loss < best[0]:
@@ -70,7 +70,7 @@ class HeadTrainer:
             for other in {number[said] for said in example.said.values() if said in number} - {top}:
                 if wanted in (top, other):
                     doubt.learn(float(row[top]), float(row[other]), right=wanted == top)
-        progress(0.75, "fitting on all")
+        progress(0.67, "fitting on all")
         final = Head.fit(choices, [e.text for e in examples], [e.answer for e in examples], strength)
         final.sharpness, final.doubt = head.sharpness, doubt
         final.save(folder)

@@ -15,7 +15,7 @@ from chainwax.router.backends.base import Weighing
 from chainwax.router.custom.dataset import Example
 from chainwax.router.errors import Abstains, AnswerInvalid, BackendError
 from chainwax.router.instance import LLMInstance
-from chainwax.router.types import NodeSpec, Query
+from chainwax.router.types import Attempt, NodeSpec, Query
 
 __all__ = ["Tally", "Watch", "judged", "measure"]
 
@@ -89,7 +89,7 @@ async def measure(instance: LLMInstance, node: NodeSpec, examples: Sequence[Exam
     async def one(number: int, example: Example) -> None:
         async with gate:
             query = Query(node, f"held-out:{instance.name}:{number}", list(example.messages))
-            value = await answer_of(instance, query, example.said)
+            _, value = await answer_of(instance, query, example.said)
         try:
             right = node.answer.parse(example.answer)
         except AnswerInvalid:
@@ -100,7 +100,7 @@ async def measure(instance: LLMInstance, node: NodeSpec, examples: Sequence[Exam
     return tally
 
 
-async def answer_of(instance: LLMInstance, query: Query, said: dict[str, str]) -> Any:
+async def answer_of(instance: LLMInstance, query: Query, said: dict[str, str]) -> tuple[Attempt, Any]:
     """What a model answers, weighed with what others said where it abstains; None for no valid answer."""
     attempt, error = await instance.ask(query, instance.arms[0], number=1, shadow=True)
     text = attempt.text
@@ -108,8 +108,8 @@ async def answer_of(instance: LLMInstance, query: Query, said: dict[str, str]) -
     if isinstance(error, Abstains) and isinstance(backend, Weighing):
         text = backend.weigh(query, said)
     elif isinstance(error, BackendError):
-        return None
+        return attempt, None
     try:
-        return None if text is None else query.node.answer.parse(text)
+        return attempt, None if text is None else query.node.answer.parse(text)
     except AnswerInvalid:
-        return None
+        return attempt, None

@@ -78,6 +78,8 @@ def train_apart(
                 os.killpg(process.pid, signal.SIGKILL)  # what it started too
             process.wait()
             reader.join(1)
+            assert process.stdout is not None
+            process.stdout.close()
     return _result(name, folder, process.returncode)
 
 
