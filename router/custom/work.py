@@ -1,6 +1,6 @@
 """A training in a process of its own: at low priority, held to its limits, and never in the way.
 
-``python -m chainwax.router.custom.work FOLDER`` is that process: it reads ``job.json`` and ``data/`` there,
+``python -m chainwax.router.custom.work FOLDER`` is that process: it reads ``work.json`` and ``data/`` there,
 and leaves ``trained.json``, or ``failed.json`` with the reason.
 """
 
@@ -58,7 +58,7 @@ def train_apart(
     for old in ("trained.json", "failed.json"):
         (folder / old).unlink(missing_ok=True)
     job = {"module": module, "maker": place, "options": dict(options), "limits": asdict(limits)}
-    (folder / "job.json").write_text(json.dumps(job | {"path": sys.path}), encoding="utf-8")
+    (folder / "work.json").write_text(json.dumps(job | {"path": sys.path}), encoding="utf-8")
     threads = {f"{lib}_NUM_THREADS": str(limits.threads) for lib in ("OMP", "OPENBLAS", "MKL")}
     with (folder / "training.log").open("wb") as log:
         process = subprocess.Popen(
@@ -131,7 +131,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job = json.loads((folder / "work.json").read_text(encoding="utf-8"))
     sys.path[:] = job["path"]
     # What libraries print must not be taken for progress.
     out = os.fdopen(os.dup(1), "w", buffering=1)
