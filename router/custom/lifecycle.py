@@ -116,6 +116,9 @@ class NodeModels:
             return
         if self.mode == "off":
             standing = dataclasses.replace(standing, serving=None, candidate=None)
+        # A training that is under way counts, though the files do not know of it yet.
+        standing.count = max(standing.count, self.standing.count)
+        standing.trained_on = max(standing.trained_on, self.standing.trained_on)
         before, self.standing = self.standing.serving, standing
         if standing.serving != before:
             if standing.serving is not None:
@@ -182,12 +185,17 @@ class NodeModels:
 
     def look(self) -> None:
         """See whether it is time to train, or whether somebody changed how the models stand."""
-        if self.training is not None or self._stop.is_set():
+        if self._stop.is_set():
             return
         if self.models.changed():
             self._keep(self.take_up())
             return
-        if self.mode != "auto" or self._shadow is not None or self._manager.share.index != 0:
+        if (
+            self.training is not None
+            or self.mode != "auto"
+            or self._shadow is not None
+            or self._manager.share.index != 0
+        ):
             return
         n = self._known + self.labelled
         wanted = max(self._settings.least, self.standing.trained_on * (1 + self._settings.again_after))
