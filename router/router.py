@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from chainwax.router.backends.base import Weighing
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.doubts import Doubts
 from chainwax.router.errors import (
+    Abstains,
     AnswerInvalid,
     BudgetSpent,
     CallError,
@@ -106,7 +109,7 @@ class LLMRouter:
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
         """Dollars that they cost."""
-        self._wished = [0] * len(self.stats.arms)
+        self._wished: Counter[str] = Counter()
 
     def change(self, node: NodeSpec) -> None:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
@@ -116,6 +119,20 @@ class LLMRouter:
             policy.node = node
         self.stats.version += 1
         self._budget_told = False
+
+    def add(self, instance: LLMInstance) -> None:
+        """A model may be asked from now on."""
+        self._arms_change(lambda: self.stats.add(instance))
+
+    def withdraw(self, model: str) -> None:
+        """A model takes no new calls of this node; those that it was given it answers."""
+        self._arms_change(lambda: self.stats.withdraw(model))
+
+    def _arms_change(self, change: Callable[[], None]) -> None:
+        before = self.stats.arms[:1]
+        change()
+        if self.certificate is not None and self.stats.arms[:1] != before:
+            self.certificate.renew()  # it was a claim about another strongest
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:
@@ -265,7 +282,7 @@ class LLMRouter:
                 "cost_usd": self.observed_cost,
                 # Had the policy's choices been enforced, at what each arm costs on average.
                 "would_cost_usd": sum(
-                    n * stats.mean_cost(s) for n, s in zip(self._wished, stats.arms, strict=True)
+                    n * stats.mean_cost(stats.by_key[key]) for key, n in self._wished.items()
                 ),
             }
         return out
@@ -329,7 +346,7 @@ class LLMRouter:
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
-        self._wished[wished.arms[0].index] += 1
+        self._wished[wished.arms[0].key] += 1
         others = [s for s in serving if s is not today.arms[0]]
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
@@ -406,8 +423,18 @@ class LLMRouter:
         errors: list[tuple[ArmState, CallError]] = []
         answer: tuple[Any, Attempt] | None = None
         left = list(plan.arms)
-        while left:
+        tried: list[ArmState] = []
+        abstained: list[ArmState] = []
+        while True:
+            # A model that was withdrawn meanwhile is not asked, and others take its place.
+            if any(not s.here for s in plan.arms):
+                left = [s for s in left if s.here]
+                if answer is None and not left:
+                    left = [s for s in self.stats.arms if s not in tried]
+            if not left:
+                break
             state = left.pop(0)
+            tried.append(state)
             try:
                 value, attempt = await self._ask(
                     query,
@@ -419,6 +446,8 @@ class LLMRouter:
                 )
             except CallError as error:
                 errors.append((state, error))
+                if isinstance(error, Abstains):
+                    abstained.append(state)
                 if answer is not None:
                     break  # the answer that was doubted is better than none
                 continue
@@ -429,15 +458,42 @@ class LLMRouter:
             if further is None or further not in left:
                 break  # good enough, or all that might be better have failed
             del left[: left.index(further)]
+        for state in abstained:
+            answer = self._weighed(query, state, answer, result)
         if answer is not None:
             self._settle(result, *answer)
             return
+        if not errors:
+            raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
         if len(errors) == 1:
             raise errors[0][1]
         raise type(errors[-1][1])(
             f"node '{self.node.id}': none of {len(errors)} models could answer: "
             + "; ".join(f"{s.key}: {e}" for s, e in errors)
         )
+
+    def _weighed(
+        self, query: Query, state: ArmState, answer: tuple[Any, Attempt] | None, result: CallResult
+    ) -> tuple[Any, Attempt] | None:
+        """What a model that abstained makes of another's answer; that answer where it is silent."""
+        backend = state.instance.backend
+        if not isinstance(backend, Weighing):
+            return answer
+        said = {} if answer is None else {answer[1].arm.key: answer[1].text or ""}
+        text = backend.weigh(query, said)
+        if text is None:
+            return answer
+        try:
+            value = self.node.answer.parse(text)
+        except AnswerInvalid:
+            return answer
+        # The answer is its own, whoever said it first: the score will be about having asked it.
+        attempt = Attempt(query.call_id, len(result.attempts) + 1, state.arm, state.instance.tier.value)
+        attempt.started, attempt.text = self._clock.time(), text
+        attempt.simulated = bool(answer and answer[1].simulated and self._same(value, answer[0]))
+        result.attempts.append(attempt)
+        state.instance.recorder.record(attempt)
+        return value, attempt
 
     async def _together(
         self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]
@@ -535,7 +591,8 @@ class LLMRouter:
                 return attempt
             instance.recorder.record(attempt)
             pause = instance.pause_before(error, number)
-            if not error.retryable or number == tries or (not patient and pause > _WORTH_WAITING):
+            too_long = not patient and pause > _WORTH_WAITING
+            if not error.retryable or number == tries or too_long or not state.here:
                 raise error
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
