@@ -26,6 +26,7 @@ from chainwax.router.types import Form, Mode, Tier
 __all__ = [
     "AgentsConfig",
     "BusConfig",
+    "CustomConfig",
     "LocalEngine",
     "ModelConfig",
     "NodeConfig",
@@ -85,8 +86,9 @@ class ModelConfig(_Section):
 
     tier: Tier
     """How strong the model is taken to be; there may be several in a tier."""
-    backend: Literal["openai", "llamacpp", "simulated"] = "openai"
-    """Any OpenAI-compatible server, the embedded engine, or a model that is made up."""
+    backend: Literal["openai", "llamacpp", "simulated", "head"] = "openai"
+    """Any OpenAI-compatible server, the embedded engine, a model that is made up, or a classifier that was
+    trained for one node."""
     model: str = ""
     """The name that the server knows the model by."""
     url: str = ""
@@ -135,6 +137,8 @@ class ModelConfig(_Section):
     """What it is like where it is simulated."""
     engine: LocalEngine = LocalEngine()
     """How it runs where the backend is ``llamacpp``."""
+    artefact: Path | None = None
+    """The folder of a model that was trained for a node, where its files are on this machine."""
     headers: dict[str, str] = {}
     """Sent with every request. For secrets use ``key_env``."""
 
@@ -184,6 +188,35 @@ class NodeConfig(_Section):
     """Calls that the node holds at once in each worker; None takes the run's."""
     timeout: Positive | None = None
     """Seconds for one attempt; None takes the model's."""
+    custom: Literal["off", "auto"] | None = None
+    """``auto`` makes the node a model of its own once enough is recorded, and serves it once proved."""
+    trainer: str | None = None
+    """Who makes it; None takes ``head`` for a node with choices."""
+
+
+class CustomConfig(_Section):
+    """Models of the nodes' own: how they are made and proved."""
+
+    folder: Path = Path("models")
+    """Where they are kept, with their cards: a folder for each node."""
+    least: int = Field(default=200, ge=10)
+    """Questions with a right answer that a node must have before a model is made for it."""
+    again_after: Positive = 0.5
+    """Train anew when the node has this share more of them than the last model was made of."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of them, the newest, that a model is measured on and does not see."""
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the node's calls that a model in the shadow is asked too."""
+    proofs: int = Field(default=50, ge=10)
+    """Scored answers in the shadow before a model can be promoted."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the bounds by which a model is promoted and taken back."""
+    minutes: Positive = 30.0
+    """What one training may take."""
+    memory_mb: int = Field(default=4096, ge=64)
+    """What one training may take."""
+    keep: int = Field(default=5, ge=1)
+    """Models of a node whose files are kept, besides the one that serves and its parent."""
 
 
 class RunConfig(_Section):
@@ -300,6 +333,9 @@ class Settings(BaseSettings):
     agents: AgentsConfig = AgentsConfig()
     serve: ServeConfig = ServeConfig()
     redis: RedisConfig = RedisConfig()
+    custom: CustomConfig = CustomConfig()
+    trainers: dict[str, dict[str, Any]] = {}
+    """Options of the trainers, by name."""
 
     @classmethod
     def settings_customise_sources(
@@ -353,11 +389,13 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             section[key] = str(folder / section[key])
 
     anchor(data.get("run"), "recording")
+    anchor(data.get("custom"), "folder")
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         if isinstance(model, dict):
             anchor(model.get("simulation"), "truth")
             anchor(model.get("engine"), "path")
+            anchor(model, "artefact")
 
 
 def _check_env(file: Path) -> None:
