@@ -125,6 +125,9 @@ def _tokenizer(path: Path, field: Any) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     types = field("tokenizer.ggml.token_type")
+    for turn in ("<|im_start|>", "<|im_end|>"):
+        if turn not in tokens:
+            raise ConfigError(f"{path}: has no token {turn}: its conversations are written in another way")
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True) for t, type_ in zip(tokens, types, strict=True) if type_ == _SPECIAL]
     )

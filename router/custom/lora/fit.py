@@ -46,6 +46,8 @@ class Plan:
     patience: int
     """Looks without a better loss after which it stops."""
     seed: int
+    until: float
+    """Monotonic time after which no step begins; what is best by then is kept."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +163,17 @@ def fit(
     for number in range(1, plan.steps + 1):
         begun = time.monotonic()
         adapter, state, loss = step(adapter, state, weights, next(batches))
-        said: dict[str, Any] = {"step": number, "loss": float(loss), "seconds": time.monotonic() - begun}
-        if number % plan.look_every == 0 or number == plan.steps:
-            said["held_out"] = now = look(adapter)
-            if now < best_loss:
-                best, best_step, best_loss, misses = adapter, number, now, 0
+        said: dict[str, Any] = {"step": number, "loss": float(loss)}
+        now = time.monotonic()
+        last = number == plan.steps or now + (now - begun) > plan.until
+        if number % plan.look_every == 0 or last:
+            said["held_out"] = seen = look(adapter)
+            if seen < best_loss:
+                best, best_step, best_loss, misses = adapter, number, seen, 0
             else:
                 misses += 1
         progress(said)
-        if misses >= plan.patience:
+        if last or misses >= plan.patience:
             break
     return Fit(best, best_step, before, best_loss)
 
