@@ -34,8 +34,9 @@ from chainwax.router.prompt import Prompt
 from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import NoRecording, Recording, SqliteRecording
+from chainwax.router.roster import Roster
 from chainwax.router.router import LLMRouter
-from chainwax.router.rules import allowed, check_rules, offers
+from chainwax.router.rules import check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import CallRef, CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
@@ -101,25 +102,19 @@ class LLMManager:
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while the set of models or of nodes changes."""
+        self.roster = Roster(self)
+        """The models that come and go while it runs."""
         self._closed = False
         self._flow: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
         for name, config in self.settings.models.items():
             if config.enabled:
-                self._add_instance(name, config)
+                self.instances[name] = self.make_instance(name, config)
         self._commons: Commons | None = None
         if lender is not None or any(instance.has_rate for instance in self.instances.values()):
-            self._commons = Commons(
-                lender or OwnHub(clock),
-                self.instances,
-                self._purses,
-                run_id=lambda: self.run_id,
-                part=1.0 if lender is not None else share.amount(1.0),
-                patience=self.settings.redis.patience_seconds,
-                lost=self._give_up,
-                clock=clock,
-            )
+            self._commons = self._new_commons()
         if bus is not None:
             bus.subscribe(self._heard)
         if isinstance(bus, RelayedBus):
@@ -143,10 +138,20 @@ class LLMManager:
         return self._flow
 
     @property
+    def running(self) -> bool:
+        """Whether its loop runs."""
+        return self._loop is not None and self._loop.is_running()
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The router's event loop, in a thread of its own; started when first asked for."""
         if self._loop is None:
-            with self._lock:
+            with self.lock:
                 if self._loop is None:
                     if self._closed:
                         raise RuntimeError("the manager is closed")
@@ -209,7 +214,7 @@ class LLMManager:
 
     def ensure_run(self, flow: str) -> None:
         """Begin a run unless one has begun: for operators on a dataflow that nobody prepared."""
-        with self._lock:
+        with self.lock:
             if self._flow is None:
                 self.begin_run(flow)
 
@@ -221,7 +226,7 @@ class LLMManager:
 
         Raises :class:`RecordingError` where something could not be recorded.
         """
-        with self._lock:
+        with self.lock:
             if self._closed:
                 return
             self._closed = True
@@ -290,7 +295,7 @@ class LLMManager:
         Registering a node again gives the same interface. Raises :class:`ConfigError` where no model
         can serve the node.
         """
-        with self._lock:
+        with self.lock:
             known = self.interfaces.get((spec.flow, spec.id))
             if known is not None:
                 return known
@@ -365,6 +370,47 @@ class LLMManager:
             raise UnknownName(f"node '{node.id}': model", node.model, self.instances)
         return node
 
+    # -- models ---------------------------------------------------------------------------------
+
+    def add_model(
+        self,
+        name: str,
+        config: ModelConfig,
+        backend: Backend | None = None,
+        *,
+        nodes: Iterable[str] | None = None,
+    ) -> list[str]:
+        """Let a model be asked from now on, by the ``nodes`` named, else by all that its type and rules let.
+
+        Nodes that are registered later may ask it too. ``backend`` None makes the one that ``config`` names.
+        Returns the nodes that may ask it now. From any thread.
+
+        Raises :class:`ConfigError` where there is a model of this name, or the configuration cannot work.
+        """
+        return self.roster.add(name, config, backend, nodes)
+
+    def withdraw_model(self, name: str, *, why: str = "") -> None:
+        """Let a model take no new calls. What it was given it answers; then it is closed. From any thread.
+
+        Calls that would have gone to it go to others: none fails because of it.
+
+        Raises :class:`ConfigError` where there is no such model, or a node has no other.
+        """
+        self.roster.withdraw(name, why)
+
+    def set_price(
+        self,
+        name: str,
+        *,
+        input_cost_per_token: float | None = None,
+        output_cost_per_token: float | None = None,
+    ) -> None:
+        """The price of a model is another from now on; None leaves a part as it is. From any thread.
+
+        Raises :class:`ConfigError` where there is no such model, or the price cannot be.
+        """
+        self.roster.reprice(name, input_cost_per_token, output_cost_per_token)
+
     # -- feedback -------------------------------------------------------------------------------
 
     def feedback(self, feedback: Sequence[Feedback]) -> None:
@@ -420,7 +466,7 @@ class LLMManager:
                     "waiting": len(instance.queue),
                     **instance.recorder.snapshot(),
                 }
-                for name, instance in self.instances.items()
+                for name, instance in list(self.instances.items())
             },
             "interfaces": {
                 node: {
@@ -431,7 +477,7 @@ class LLMManager:
                     **self.control.snapshot(interface),
                     **interface.recorder.snapshot(),
                 }
-                for (flow, node), interface in self.interfaces.items()
+                for (flow, node), interface in list(self.interfaces.items())
             },
             "certified": {flow: {"status": status.value} for flow, status in self._certified().items()},
         }
@@ -445,12 +491,34 @@ class LLMManager:
             flows.setdefault(flow, []).append(interface.router.certified())
         return {flow: certified_flow(nodes) for flow, nodes in flows.items()}
 
-    def _add_instance(self, name: str, config: ModelConfig) -> None:
+    def make_instance(self, name: str, config: ModelConfig, backend: Backend | None = None) -> LLMInstance:
+        """A model that can be asked. Raises :class:`ConfigError` where the configuration cannot work."""
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
-        backend = self._backends.get(name) or make_backend(name, config)
-        self.instances[name] = LLMInstance(
+        backend = backend or self._backends.get(name) or make_backend(name, config)
+        return LLMInstance(
             name, config, backend, price, self.clock, self.share, lent=self._lender is not None
+        )
+
+    def limited(self, instance: LLMInstance) -> None:
+        """Have a model that came while it runs keep the limits that are there for all processes."""
+        if self._commons is not None:
+            self._commons.add(instance)
+        elif instance.has_rate:
+            self._commons = self._new_commons()
+            if self.running:
+                self._commons.start()
+
+    def _new_commons(self) -> Commons:
+        return Commons(
+            self._lender or OwnHub(self.clock),
+            self.instances,
+            self._purses,
+            run_id=lambda: self.run_id,
+            part=1.0 if self._lender is not None else self.share.amount(1.0),
+            patience=self.settings.redis.patience_seconds,
+            lost=self._give_up,
+            clock=self.clock,
         )
 
     def _purses(self) -> dict[str, tuple[Purse, float]]:
@@ -472,9 +540,9 @@ class LLMManager:
         return {name: instance.config for name, instance in self.instances.items()}
 
     def _serving(self, node: NodeSpec) -> list[LLMInstance]:
-        of_type = [i for i in self.instances.values() if offers(i.config, node.model_type)]
-        serving = [i for i in of_type if allowed(node.rules, i.name, i.config)]
+        serving = self.roster.serving(node, self.instances.values())
         if not serving:
+            of_type = [i for i in self.instances.values() if offers(i.config, node.model_type)]
             if not self.instances:
                 why = "the configuration names no model: add a [models.NAME] section"
             elif not of_type:
@@ -598,15 +666,17 @@ class LLMManager:
         for task in self._tasks:
             task.cancel()
         if drain == "sent":
-            for instance in self.instances.values():
+            instances = [*self.instances.values(), *self.roster.leaving]
+            for instance in instances:
                 instance.queue.shut()
-            while any(instance.queue.in_flight for instance in self.instances.values()):
+            while any(instance.queue.in_flight for instance in instances):
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.005)  # for those that were answered last to get to their end
         if drain is not True:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
+        await self.roster.close()
         if self._commons is not None:
             await self._commons.close()
         if self.store is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ class LLMRouter:
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
         """Dollars that they cost."""
-        self._wished = [0] * len(self.stats.arms)
+        self._wished: Counter[str] = Counter()
 
     def change(self, node: NodeSpec) -> None:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
@@ -105,6 +106,20 @@ class LLMRouter:
             policy.node = node
         self.stats.version += 1
         self._budget_told = False
+
+    def add(self, instance: LLMInstance) -> None:
+        """A model may be asked from now on."""
+        self._arms_change(lambda: self.stats.add(instance))
+
+    def withdraw(self, model: str) -> None:
+        """A model takes no new calls of this node; those that it was given it answers."""
+        self._arms_change(lambda: self.stats.withdraw(model))
+
+    def _arms_change(self, change: Callable[[], None]) -> None:
+        before = self.stats.arms[:1]
+        change()
+        if self.certificate is not None and self.stats.arms[:1] != before:
+            self.certificate.renew()  # it was a claim about another strongest
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:
@@ -223,7 +238,7 @@ class LLMRouter:
                 "cost_usd": self.observed_cost,
                 # Had the policy's choices been enforced, at what each arm costs on average.
                 "would_cost_usd": sum(
-                    n * stats.mean_cost(s) for n, s in zip(self._wished, stats.arms, strict=True)
+                    n * stats.mean_cost(stats.by_key[key]) for key, n in self._wished.items()
                 ),
             }
         return out
@@ -276,7 +291,7 @@ class LLMRouter:
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
-        self._wished[wished.arms[0].index] += 1
+        self._wished[wished.arms[0].key] += 1
         others = [s for s in serving if s is not today.arms[0]]
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
@@ -350,8 +365,17 @@ class LLMRouter:
         errors: list[tuple[ArmState, CallError]] = []
         answer: tuple[Any, Attempt] | None = None
         left = list(plan.arms)
-        while left:
+        tried: list[ArmState] = []
+        while True:
+            # A model that was withdrawn meanwhile is not asked, and others take its place.
+            if any(not s.here for s in plan.arms):
+                left = [s for s in left if s.here]
+                if answer is None and not left:
+                    left = [s for s in self.stats.arms if s not in tried]
+            if not left:
+                break
             state = left.pop(0)
+            tried.append(state)
             try:
                 value, attempt = await self._ask(
                     query,
@@ -376,6 +400,8 @@ class LLMRouter:
         if answer is not None:
             self._settle(result, *answer)
             return
+        if not errors:
+            raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
         if len(errors) == 1:
             raise errors[0][1]
         raise type(errors[-1][1])(
@@ -479,7 +505,8 @@ class LLMRouter:
                 return attempt
             instance.recorder.record(attempt)
             pause = instance.pause_before(error, number)
-            if not error.retryable or number == tries or (not patient and pause > _WORTH_WAITING):
+            too_long = not patient and pause > _WORTH_WAITING
+            if not error.retryable or number == tries or too_long or not state.here:
                 raise error
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")

@@ -83,5 +83,5 @@ class Adaptive:
 
     def _escalation(self, chosen: ArmState, arms: Sequence[ArmState]) -> list[ArmState]:
         """Who is asked after ``chosen``: what is stronger by tier, up to the strongest, then the rest."""
-        stronger = [s for s in reversed(arms) if s.index < chosen.index]
+        stronger = [s for s in reversed(arms) if s.rank < chosen.rank]
         return stronger or [s for s in arms if s is not chosen]
