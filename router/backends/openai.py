@@ -65,8 +65,8 @@ class _Unsupported(BackendRefused):
 class OpenAIBackend:
     """A model behind an OpenAI-compatible server.
 
-    ``metadata`` makes the ``metadata`` field of a body from the queries in it; ``fields`` stand in every body;
-    ``messages`` says what is sent in place of a query's own messages.
+    ``metadata`` makes the ``metadata`` field of a body from the queries in it; ``fields`` stand in every
+    body; ``messages`` says what is sent in place of a query's own messages.
 
     Raises :class:`ConfigError` for a ``url`` that is none.
     """

@@ -11,6 +11,8 @@ from typing import Any
 
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import Dataset, Example, collect, dataset_of
+from chainwax.router.custom.lora.peft import PeftTrainer
+from chainwax.router.custom.lora.trainer import LoraTrainer
 from chainwax.router.custom.redact import Redactor, redact
 from chainwax.router.custom.trainer import (
     HERE,
@@ -48,7 +50,7 @@ __all__ = [
     "redact",
 ]
 
-TRAINERS: dict[str, TrainerMaker] = {}
+TRAINERS: dict[str, TrainerMaker] = {"lora": LoraTrainer, "peft": PeftTrainer}
 """By the name that a configuration gives as ``trainer``."""
 
 

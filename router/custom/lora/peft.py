@@ -1,7 +1,7 @@
 """The trainer ``peft``: the same dataset, for a GPU: a script for PEFT and TRL, and its adapter in vLLM.
 
-The script stands alone and needs nothing of chainwax, so that it runs wherever the GPU is; ``command`` says how
-it gets there. What it trains on is written beside it.
+The script stands alone and needs nothing of chainwax, so that it runs wherever the GPU is; ``command`` says
+how it gets there. What it trains on is written beside it.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class PeftOptions(BaseModel):
     key_env: str | None = None
     """The environment variable with the server's key."""
     command: str = f"{shlex.quote(sys.executable)} {{script}}"
-    """What trains: a command line in which ``{script}`` stands for the script's path, and ``{folder}`` for its
-    folder; for instance one that hands it to another machine and brings ``adapter/`` back."""
+    """What trains: a command line in which ``{script}`` stands for the script's path, and ``{folder}`` for
+    its folder; for instance one that hands it to another machine and brings ``adapter/`` back."""
     seen_as: str = "{folder}/adapter"
     """The adapter's folder as the vLLM server sees it."""
     per_hour: float | None = Field(default=None, ge=0)
@@ -174,7 +174,8 @@ class PeftTrainer:
         options = self.options
         if trained.detail.get("base") != options.base:
             raise TrainerFailed(
-                f"model '{name}': made for the base '{trained.detail.get('base')}'; the server has '{options.base}'"
+                f"model '{name}': made for the base '{trained.detail.get('base')}'; "
+                f"the server has '{options.base}'"
             )
         missing = [part for part in _FILES if not (trained.folder / _ADAPTER / part).is_file()]
         if missing:

@@ -37,7 +37,8 @@ _NEEDS = ("jax", "optax", "gguf", "tokenizers")
 _LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _STEP_TOKENS = 512
 _SHORT, _LONG = 256, 1024
-"""Tokens of a row: texts are packed into rows of the first; where one is longer, of so many, up to the second."""
+"""Tokens of a row: texts are packed into rows of the first length; where one is longer, of that one's, up to
+the second."""
 
 
 class LoraOptions(BaseModel):
@@ -202,11 +203,20 @@ def bare_of_examples(examples: Sequence[Example]) -> Bare:
     texts = [example.text for example in examples]
     if len(texts) < 2:
         return Bare()
-    before = os.path.commonprefix(texts)
+    before = _common(texts)
     before = before[: max(before.rfind(" "), before.rfind("\n")) + 1]
-    turned = os.path.commonprefix([text[len(before) :][::-1] for text in texts])[::-1]
+    turned = _common([text[len(before) :][::-1] for text in texts])[::-1]
     spaces = [at for at in (turned.find(" "), turned.find("\n")) if at >= 0]
     return Bare(before, turned[min(spaces) :] if spaces else "")
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What all texts begin with; the first and the last in order differ the soonest."""
+    first, last = min(texts), max(texts)
+    for at, letter in enumerate(first):
+        if last[at : at + 1] != letter:
+            return first[:at]
+    return first
 
 
 def _tokens(base: Base, examples: Sequence[Example], bare: Bare) -> list[Tokens]:

@@ -1,13 +1,14 @@
 """An adapter in a running vLLM server, loaded and taken out by the server's own endpoints.
 
-``POST /v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``, with ``lora_name`` and ``lora_path``; the server
-has them where it was started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. It forgets
+``POST /v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``, with ``lora_name`` and ``lora_path``; the
+server has them where it was started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. It forgets
 its adapters when it is started anew: a call that finds its own gone loads it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import httpx
@@ -80,10 +81,8 @@ class VllmAdapter:
     async def close(self) -> None:
         """Take the adapter out of the server; another process that uses it loads it again."""
         if self._loaded:
-            try:
+            with contextlib.suppress(BackendError):  # it is gone already, or the server is
                 await self._tell("unload_lora_adapter", {"lora_name": self.config.model})
-            except BackendError:
-                pass  # it is gone already, or the server is
             self._loaded = 0
         await self._inner.close()
 
