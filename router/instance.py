@@ -61,8 +61,9 @@ class LLMInstance:
         self.price = price
         self.recorder = LLMRecorder(clock)
         # An embedded engine is the process's own; all other servers are there for all processes.
-        self._share = ALL if config.backend == "llamacpp" else share
-        self.lent = lent and config.backend != "llamacpp"
+        here = config.backend in ("llamacpp", "head")
+        self._share = ALL if here else share
+        self.lent = lent and not here
         """Whether its slots are lent."""
         self.has_rate = config.requests_per_minute is not None or config.tokens_per_minute is not None
         """Whether there is a limit for each minute."""

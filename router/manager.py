@@ -24,6 +24,7 @@ from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
+from chainwax.router.custom.lifecycle import Lifecycle
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.instance import LLMInstance
@@ -82,6 +83,8 @@ class LLMManager:
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
+        self.custom: Lifecycle | None = None
+        """The nodes' own models, once a run has begun."""
         self.control = Controls(self)
         """What operators changed while it runs."""
         self.background: Background | None = None
@@ -209,6 +212,8 @@ class LLMManager:
         if self._shared is not None:
             tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
         self.loop.call_soon_threadsafe(self._begin_tasks, tasks)
+        self.custom = Lifecycle(self)
+        self.run(self.custom.begin())
         self.run(asyncio.sleep(0))  # what operators said before counts from the first call on
         return self.resumed
 
@@ -320,6 +325,8 @@ class LLMManager:
             self.interfaces[spec.flow, spec.id] = interface
             self._remember(interface)
             self.control.registered(interface)
+            if self.custom is not None:
+                asyncio.run_coroutine_threadsafe(self.custom.registered(interface), self.loop)
             return interface
 
     def give_purse(self, router: LLMRouter) -> None:
@@ -577,6 +584,8 @@ class LLMManager:
                 log.warning("feedback about an unknown node '%s'", one.node)
                 continue
             interface.router.learn(one)
+            if self.custom is not None and record:
+                self.custom.heard(one)
             good.append(one)
         if record:
             self.recording.feedback(good)
@@ -676,6 +685,8 @@ class LLMManager:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
+        if self.custom is not None:
+            await self.custom.close()
         await self.roster.close()
         if self._commons is not None:
             await self._commons.close()
@@ -687,6 +698,8 @@ class LLMManager:
     async def _drained(self) -> None:
         for interface in list(self.interfaces.values()):
             await interface.drained()
+        if self.custom is not None:
+            await self.custom.settled()
         # Feedback that those answers caused is still on its way through the loop.
         await asyncio.sleep(0)
 

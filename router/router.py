@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from chainwax.router.backends.base import Weighing
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.errors import (
+    Abstains,
     AnswerInvalid,
     BudgetSpent,
     CallError,
@@ -366,6 +368,7 @@ class LLMRouter:
         answer: tuple[Any, Attempt] | None = None
         left = list(plan.arms)
         tried: list[ArmState] = []
+        abstained: list[ArmState] = []
         while True:
             # A model that was withdrawn meanwhile is not asked, and others take its place.
             if any(not s.here for s in plan.arms):
@@ -387,6 +390,8 @@ class LLMRouter:
                 )
             except CallError as error:
                 errors.append((state, error))
+                if isinstance(error, Abstains):
+                    abstained.append(state)
                 if answer is not None:
                     break  # the answer that was doubted is better than none
                 continue
@@ -397,6 +402,8 @@ class LLMRouter:
             if further is None:
                 break
             del left[: left.index(further)]
+        for state in abstained:
+            answer = self._weighed(query, state, answer, result)
         if answer is not None:
             self._settle(result, *answer)
             return
@@ -408,6 +415,29 @@ class LLMRouter:
             f"node '{self.node.id}': none of {len(errors)} models could answer: "
             + "; ".join(f"{s.key}: {e}" for s, e in errors)
         )
+
+    def _weighed(
+        self, query: Query, state: ArmState, answer: tuple[Any, Attempt] | None, result: CallResult
+    ) -> tuple[Any, Attempt] | None:
+        """What a model that abstained makes of another's answer; that answer where it is silent."""
+        backend = state.instance.backend
+        if not isinstance(backend, Weighing):
+            return answer
+        said = {} if answer is None else {answer[1].arm.key: answer[1].text or ""}
+        text = backend.weigh(query, said)
+        if text is None:
+            return answer
+        try:
+            value = self.node.answer.parse(text)
+        except AnswerInvalid:
+            return answer
+        # The answer is its own, whoever said it first: the score will be about having asked it.
+        attempt = Attempt(query.call_id, len(result.attempts) + 1, state.arm, state.instance.tier.value)
+        attempt.started, attempt.text = self._clock.time(), text
+        attempt.simulated = bool(answer and answer[1].simulated and self._same(value, answer[0]))
+        result.attempts.append(attempt)
+        state.instance.recorder.record(attempt)
+        return value, attempt
 
     async def _together(
         self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]

@@ -170,6 +170,12 @@ class NodeStats:
         state.scored += weight
         self.version += 1
 
+    def know(self, state: ArmState, right: float, n: int) -> None:
+        """An arm was proved before it served: ``n`` answers, ``right`` of them right."""
+        self.right[state.index] += right
+        self.wrong[state.index] += n - right
+        self.version += 1
+
     def mean_cost(self, state: ArmState) -> float:
         """Dollars for a call: measured, else from the price and the tokens that this node's calls take."""
         if state.priced:

@@ -183,7 +183,9 @@ def check_command(group: Any, words: list[str], where: str) -> None:
     assert words, where
     assert words[0] in group.commands, f"{where}: no such command"
     command = group.commands[words[0]]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not (
+        command.invoke_without_command and (len(words) == 1 or words[1].startswith("-"))
+    ):
         check_command(command, words[1:], where)
         return
     try:

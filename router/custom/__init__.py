@@ -11,6 +11,7 @@ from typing import Any
 
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import Dataset, Example, collect, dataset_of
+from chainwax.router.custom.head_trainer import HeadTrainer
 from chainwax.router.custom.lora.peft import PeftTrainer
 from chainwax.router.custom.lora.trainer import LoraTrainer
 from chainwax.router.custom.redact import Redactor, redact
@@ -50,7 +51,7 @@ __all__ = [
     "redact",
 ]
 
-TRAINERS: dict[str, TrainerMaker] = {"lora": LoraTrainer, "peft": PeftTrainer}
+TRAINERS: dict[str, TrainerMaker] = {"head": HeadTrainer, "lora": LoraTrainer, "peft": PeftTrainer}
 """By the name that a configuration gives as ``trainer``."""
 
 

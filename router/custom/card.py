@@ -16,7 +16,7 @@ from chainwax.router.errors import TrainerFailed
 __all__ = ["CARD", "Card", "file_hashes"]
 
 CARD = "card.json"
-_OWN = {CARD, "trained.json", "job.json", "progress.jsonl"}
+_OWN = {CARD, "trained.json", "job.json", "work.json", "failed.json", "training.log"}
 """Files beside an artefact that are not part of it."""
 
 

@@ -13,7 +13,7 @@ from chainwax.router.recording.rows import parse_json
 from chainwax.router.recording.schema import open_database
 from chainwax.router.types import FeedbackKind, Message
 
-__all__ = ["Answered", "answered_calls"]
+__all__ = ["Answered", "answered_calls", "labelled_calls"]
 
 _CHUNK = 500
 
@@ -22,6 +22,14 @@ SELECT c.call_id, c.item_key, coalesce(c.time, 0.0), c.messages, c.text, c.arm, 
 FROM calls c JOIN runs r ON r.run = c.run
 WHERE r.flow = ? AND c.node = ? AND c.status = 'ok' AND c.text IS NOT NULL
 ORDER BY c.time DESC, c.rowid DESC LIMIT ?
+"""
+
+
+_LABELLED = """
+SELECT count(DISTINCT f.call_id) FROM feedback f
+JOIN calls c ON c.call_id = f.call_id JOIN runs r ON r.run = c.run
+WHERE r.flow = ? AND c.node = ? AND c.status = 'ok' AND (f.correction IS NOT NULL OR f.score >= ?)
+    AND f.feedback_kind NOT IN ('validation', 'agreement')
 """
 
 
@@ -82,3 +90,12 @@ def answered_calls(path: Path, flow: str, node: str, *, most: int) -> Iterator[A
             for call_id, call in calls.items():
                 call.said = said[call_id]
                 yield call
+
+
+def labelled_calls(path: Path, flow: str, node: str, good: float) -> int:
+    """Of how many calls it is recorded what is right: by a correction, or a score from ``good`` on.
+
+    Raises :class:`~chainwax.router.errors.RecordingError` where the file cannot be read.
+    """
+    with closing(open_database(path, write=False)) as db:
+        return int(db.execute(_LABELLED, (flow, node, good)).fetchone()[0])

@@ -214,7 +214,7 @@ def test_a_changed_price_counts_at_once_and_what_was_paid_stays_paid():
         assert stats.mean_cost(one) == pytest.approx(11e-6)
         assert one.as_json()["cost_usd"] == pytest.approx(440e-6)
         assert stats.by_cost(stats.arms)[0] is one
-        with pytest.raises(ConfigError, match="model 'one': input_cost_per_token -1.0 is no price"):
+        with pytest.raises(ConfigError, match=r"model 'one': input_cost_per_token -1\.0 is no price"):
             m.set_price("one", input_cost_per_token=-1.0)
 
 
