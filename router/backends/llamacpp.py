@@ -180,20 +180,18 @@ class LlamaCppBackend:
             old = self._line
             if old is not None and old.child is child:
                 return old
+            server = {
+                "url": f"{child.address}/v1",
+                "model": self._alias,
+                "provider": "llamacpp",
+                "key_env": None,
+            }
+            number = None if self._adapter is None else child.adapters.index(self._adapter)
             inner = OpenAIBackend(
                 self.name,
-                self.config.model_copy(
-                    update={
-                        "url": f"{child.address}/v1",
-                        "model": self._alias,
-                        "provider": "llamacpp",
-                        "key_env": None,
-                    }
-                ),
-                fields={"lora": [{"id": child.adapters.index(self._adapter), "scale": 1.0}]}
-                if self._adapter is not None
-                else None,
-                **({"messages": self._bare.as_turn} if self._bare is not None else {}),
+                self.config.model_copy(update=server),
+                fields=None if number is None else {"lora": [{"id": number, "scale": 1.0}]},
+                messages=None if self._bare is None else self._bare.as_turn,
             )
             self._line = line = _Line(child, inner, await inner.start())
             if old is not None and not old.calls:

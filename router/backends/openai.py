@@ -83,7 +83,7 @@ class OpenAIBackend:
         *,
         metadata: Callable[[Sequence[Query]], dict[str, Any]] | None = None,
         fields: Mapping[str, Any] | None = None,
-        messages: Callable[[Query], Sequence[Message]] = lambda query: query.messages,
+        messages: Callable[[Query], Sequence[Message]] | None = None,
     ) -> None:
         try:
             base = URL(config.url.rstrip("/"))
@@ -95,7 +95,7 @@ class OpenAIBackend:
         self.config = config
         self._metadata = metadata
         self._fields = fields or {}
-        self._messages = messages
+        self._messages = messages or (lambda query: query.messages)
         self._chat = config.api == "chat"
         self._base = base
         self._url = base / "chat" / "completions" if self._chat else base / "completions"

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from chainwax.router.custom.lora.base import LINEAR, Base, Shape
 
@@ -48,13 +49,14 @@ def new_adapter(base: Base, targets: tuple[str, ...], rank: int, seed: int) -> A
 
 
 def hidden(
-    weights: Weights, adapter: Adapter, shape: Shape, tokens: jax.Array, segments: jax.Array, scale: float
+    weights: Weights, adapter: Adapter, shape: Shape, tokens: ArrayLike, segments: ArrayLike, scale: float
 ) -> jax.Array:
     """Last hidden states, (rows, length, width), of rows that hold several texts each.
 
     ``tokens`` and ``segments`` are (rows, length); a token sees those before it that have its segment. As
     rotation is relative, a text's place in its row does not matter. ``scale`` is alpha / rank.
     """
+    tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
     x = weights["embedding"][tokens]
     length = tokens.shape[1]
     sees = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))

@@ -221,7 +221,7 @@ def _common(texts: Sequence[str]) -> str:
 
 def _tokens(base: Base, examples: Sequence[Example], bare: Bare) -> list[Tokens]:
     """Prompts and answers as tokens, without those that are too long or are no text."""
-    found = []
+    found: list[Tokens] = []
     for example in examples:
         try:
             prompt = base.encode(bare.turn(example.messages))

@@ -1,8 +1,8 @@
 """An adapter in a running vLLM server, loaded and taken out by the server's own endpoints.
 
 ``POST /v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``, with ``lora_name`` and ``lora_path``; the
-server has them where it was started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. It forgets
-its adapters when it is started anew: a call that finds its own gone loads it again.
+server has them where it was started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``.
+It forgets its adapters when it is started anew: a call that finds its own gone loads it again.
 """
 
 from __future__ import annotations
