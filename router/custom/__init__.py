@@ -12,6 +12,8 @@ from typing import Any
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import Dataset, Example, collect, dataset_of
 from chainwax.router.custom.head_trainer import HeadTrainer
+from chainwax.router.custom.lora.peft import PeftTrainer
+from chainwax.router.custom.lora.trainer import LoraTrainer
 from chainwax.router.custom.provider import ProviderTrainer
 from chainwax.router.custom.redact import Redactor, redact
 from chainwax.router.custom.trainer import (
@@ -50,7 +52,12 @@ __all__ = [
     "redact",
 ]
 
-TRAINERS: dict[str, TrainerMaker] = {"head": HeadTrainer, "provider": ProviderTrainer}
+TRAINERS: dict[str, TrainerMaker] = {
+    "head": HeadTrainer,
+    "lora": LoraTrainer,
+    "peft": PeftTrainer,
+    "provider": ProviderTrainer,
+}
 """By the name that a configuration gives as ``trainer``."""
 
 
