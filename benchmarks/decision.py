@@ -189,7 +189,7 @@ def main() -> None:
             ours[models, nodes] = json.loads(done.stdout.splitlines()[-1])
             chose, learned, rss = ours[models, nodes]
             say(
-                f"{models} models, {nodes} nodes: {chose:.1f} µs a choice, {learned:.1f} a score, {rss:.0f} MB"
+                f"{models} models, {nodes} nodes: choose {chose:.1f} µs, learn {learned:.1f} µs, {rss:.0f} MB"
             )
     peers: dict[str, Any] = {}
     litellm, why = run_peer("litellm", "litellm", LITELLM, [str(min(calls, 2000))])
