@@ -65,7 +65,7 @@ class Ledger:
         self._most_parked = parked
         self._most_bytes = parked_bytes
         self._patience = patience
-        self._calls: OrderedDict[str, Known] = OrderedDict()
+        self._calls: OrderedDict[str, tuple[Known, str]] = OrderedDict()  # with the call's context
         self._items: OrderedDict[int, str] = OrderedDict()
         self._kinds: dict[Known, Known] = {}
         self._scores: OrderedDict[int, tuple[float, float]] = OrderedDict()
@@ -81,7 +81,8 @@ class Ledger:
             # Calls are many and arms are few: one object stands for all calls of an arm.
             if len(self._kinds) > 10_000:
                 self._kinds.clear()
-            _put(self._calls, line.call_id, self._kinds.setdefault(known, known), self._most_calls)
+            known = self._kinds.setdefault(known, known)
+            _put(self._calls, line.call_id, (known, line.context), self._most_calls)
             ours = message.flow == self._flow
             if ours and line.item_key:
                 _put(self._items, identity(line.node, line.item_key), line.call_id, self._most_calls)
@@ -90,7 +91,7 @@ class Ledger:
                 if ours and line.item_key:
                     waited += self._unpark((line.node, line.item_key))
                 for one in waited:
-                    out += self._about(one.message, one.at, line.call_id, known)
+                    out += self._about(one.message, one.at, line.call_id, known, line.context)
         return out
 
     def feedback(
@@ -108,14 +109,14 @@ class Ledger:
         if call_id:
             if message.node and message.arm:
                 return self._about(message, at, call_id, Known(self._flow, message.node, message.arm))
-            known = self._calls.get(call_id)
-            if known is not None:
-                return self._about(message, at, call_id, known)
+            call = self._calls.get(call_id)
+            if call is not None:
+                return self._about(message, at, call_id, *call)
         elif message.item_key:
             found = self._items.get(identity(message.node, message.item_key))
-            known = self._calls.get(found) if found else None
-            if found and known is not None:
-                return self._about(message, at, found, known)
+            call = self._calls.get(found) if found else None
+            if found and call is not None:
+                return self._about(message, at, found, *call)
         else:
             return self._about(message, at, "", Known(self._flow, message.node, message.arm))
         self._park(Parked(message, place, at, size, now + self._patience))
@@ -137,7 +138,8 @@ class Ledger:
                 found = self.look_up(message.call_id, message.node, message.item_key)
             for one in self._unpark(key):
                 if found is not None:
-                    out += self._about(one.message, one.at, found[0], Known(self._flow, *found[1:]))
+                    known = Known(self._flow, found.node, found.arm)
+                    out += self._about(one.message, one.at, found.call_id, known, found.context)
                 else:
                     self.counts["unknown_call"] += 1
                     unknown.append(one)
@@ -145,10 +147,10 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """All that it remembers, JSON-ready, so that another makes the same of what comes next."""
-        kinds = {known: n for n, known in enumerate(dict.fromkeys(self._calls.values()))}
+        kinds = {known: n for n, known in enumerate(dict.fromkeys(k for k, _ in self._calls.values()))}
         return {
             "kinds": list(kinds),
-            "calls": [(call_id, kinds[known]) for call_id, known in self._calls.items()],
+            "calls": [(call_id, kinds[known], context) for call_id, (known, context) in self._calls.items()],
             "items": list(self._items.items()),
             "scores": [(which, *said) for which, said in self._scores.items()],
             "parked": [
@@ -161,7 +163,7 @@ class Ledger:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Remember what :meth:`state` gave."""
         kinds = [Known(*kind) for kind in state["kinds"]]
-        self._calls = OrderedDict((call_id, kinds[n]) for call_id, n in state["calls"])
+        self._calls = OrderedDict((call_id, (kinds[n], context)) for call_id, n, context in state["calls"])
         self._items = OrderedDict((which, call_id) for which, call_id in state["items"])
         self._scores = OrderedDict((which, (at, score)) for which, at, score in state["scores"])
         for message, *rest in state["parked"]:
@@ -186,7 +188,9 @@ class Ledger:
         self._parked_bytes -= sum(one.size for one in waited)
         return waited
 
-    def _about(self, message: FeedbackMessage, at: float, call_id: str, known: Known) -> list[Feedback]:
+    def _about(
+        self, message: FeedbackMessage, at: float, call_id: str, known: Known, context: str = ""
+    ) -> list[Feedback]:
         counts = self.counts
         if known.flow != self._flow:
             counts["other_flow"] += 1
@@ -220,6 +224,7 @@ class Ledger:
                 message.kind,
                 said,
                 message.correction,
+                message.context or context,
             )
         ]
 

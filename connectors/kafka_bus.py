@@ -34,7 +34,7 @@ from chainwax.connectors.wire import (
 from chainwax.router.control import Change
 from chainwax.router.errors import ConfigError
 from chainwax.router.feedback import Learn, LookUp, Told
-from chainwax.router.types import CallResult, Decision, Feedback, Query
+from chainwax.router.types import CallRef, CallResult, Decision, Feedback, Query
 
 __all__ = ["KafkaBus"]
 
@@ -108,6 +108,8 @@ class KafkaBus:
             fields["cost_usd"] = result.cost_usd
         if result.simulated:
             fields["simulated"] = True
+        if query.context:
+            fields["context"] = query.context
         self._writer.put([(query.node.flow, run, fields)])
 
     def _messages(self, things: list[Any]) -> list[Message]:
@@ -157,7 +159,7 @@ class KafkaBus:
     def look_up_with(self, look_up: LookUp) -> None:
         """Ask this of calls that nobody announced; it is called on the bus's own thread."""
 
-        def guarded(call_id: str, node: str, item_key: str) -> tuple[str, str, str] | None:
+        def guarded(call_id: str, node: str, item_key: str) -> CallRef | None:
             try:
                 return look_up(call_id, node, item_key)
             except Exception as error:  # a recording that cannot be read must not stop the bus

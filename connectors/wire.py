@@ -39,6 +39,7 @@ MOST_CALLS = 1000
 
 Name = Annotated[str, Field(max_length=500)]
 Key = Annotated[str, Field(max_length=4000)]
+Context = Annotated[str, Field(max_length=1000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -81,6 +82,8 @@ class FeedbackMessage(_Message):
     """Seconds since 1970, UTC; None takes the time at which it reached the topic."""
     correction: JsonValue = None
     """The right answer."""
+    context: Context = ""
+    """What the router read off the call's prompt, where the sender knows it; else it is looked up."""
 
     @model_validator(mode="after")
     def _about_something(self) -> FeedbackMessage:
@@ -101,6 +104,7 @@ class CallLine(BaseModel):
     time: Number = 0.0
     cost_usd: Number = 0.0
     simulated: bool = False
+    context: Context = ""
 
 
 class CallsMessage(_Message):
@@ -209,7 +213,7 @@ def encode_feedback(feedback: Feedback, flow: str) -> tuple[bytes, bool]:
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise Unreadable("malformed", f"the score {score!r} is no number in [0, 1]")
     fields: dict[str, Any] = {"version": 1, "flow": flow, "node": feedback.node, "score": float(score)}
-    for name in ("call_id", "item_key", "arm", "metric", "source"):
+    for name in ("call_id", "item_key", "arm", "metric", "source", "context"):
         if value := getattr(feedback, name):
             fields[name] = value
     if feedback.kind is not FeedbackKind.downstream:

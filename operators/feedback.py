@@ -134,6 +134,7 @@ class _Sender:
                     self._kind,
                     now,
                     correction,
+                    ref.context,
                 )
             )
         return told

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.control import Change
-from chainwax.router.types import CallResult, Decision, Feedback, Query
+from chainwax.router.types import CallRef, CallResult, Decision, Feedback, Query
 
 __all__ = ["FeedbackBus", "Learn", "LookUp", "RelayedBus", "SharedBus", "Told"]
 
 Learn = Callable[[Sequence[Feedback]], None]
 """Takes feedback into account; may be called from any thread, and returns at once."""
 
-LookUp = Callable[[str, str, str], tuple[str, str, str] | None]
-"""From (call id, node, item key), of which the first or the others may be empty, to (call id, node, arm)."""
+LookUp = Callable[[str, str, str], CallRef | None]
+"""From (call id, node, item key), of which the first or the others may be empty, to the call."""
 
 
 Told = Callable[[Sequence[Change], bool], None]

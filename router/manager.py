@@ -37,7 +37,7 @@ from chainwax.router.recording import NoRecording, Recording, SqliteRecording
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import allowed, check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
-from chainwax.router.types import CallResult, Decision, Feedback, NodeSpec, Query, Rules
+from chainwax.router.types import CallRef, CallResult, Decision, Feedback, NodeSpec, Query, Rules
 
 __all__ = ["LLMManager"]
 
@@ -535,16 +535,15 @@ class LLMManager:
             if not one.call_id and one.item_key:
                 one.call_id = self.recording.latest_call(one.node, one.item_key) or ""
             if one.call_id:
-                known = self.recording.arm_of(one.call_id)
+                known = self.recording.ref_of(one.call_id)
                 if known is not None:
-                    one.node, one.arm = known
+                    one.node, one.arm, one.context = known.node, known.arm, known.context
         return bool(one.arm)
 
-    def _look_up(self, call_id: str, node: str, item_key: str) -> tuple[str, str, str] | None:
-        """The call, its node and its arm, as the recording knows them. From any thread."""
+    def _look_up(self, call_id: str, node: str, item_key: str) -> CallRef | None:
+        """The call as the recording knows it. From any thread."""
         call_id = call_id or self.recording.latest_call(node, item_key) or ""
-        known = self.recording.arm_of(call_id) if call_id else None
-        return None if known is None else (call_id, *known)
+        return self.recording.ref_of(call_id) if call_id else None
 
     def _remember(self, interface: LLMInterface) -> None:
         """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""

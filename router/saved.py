@@ -23,7 +23,7 @@ log = logging.getLogger("chainwax")
 
 EVERY = 300.0
 """Seconds between two times that it is kept: so much of the topic is read again after a crash."""
-_VERSION = 1
+_VERSION = 2
 _WAIT_S = 30.0
 
 
@@ -101,6 +101,7 @@ def fold(interface: LLMInterface, recording: Recording) -> None:
                 known.source,
                 known.kind,
                 known.time,
+                context=known.context,
             )
         )
 

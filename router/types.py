@@ -196,6 +196,8 @@ class Query:
     window_id: str | None = None
     stream: Callable[[int, str], None] | None = None
     """Called from the router's thread as (index, delta) for each piece of a streamed answer."""
+    context: str = ""
+    """What the router reads off the prompt to learn by, short enough to travel with feedback."""
 
 
 @dataclass(slots=True)
@@ -248,6 +250,8 @@ class CallRef:
     node: str
     call_id: str
     arm: str
+    context: str = ""
+    """The query's."""
 
 
 @dataclass(slots=True)
@@ -266,6 +270,8 @@ class CallResult:
     waited_s: float = 0.0
     """From submission to the answer."""
     reused: bool = False
+    context: str = ""
+    """The query's."""
 
     @property
     def simulated(self) -> bool:
@@ -275,7 +281,7 @@ class CallResult:
     @property
     def ref(self) -> CallRef:
         """The lineage entry of this call."""
-        return CallRef(self.node, self.call_id, self.arm.key if self.arm else "")
+        return CallRef(self.node, self.call_id, self.arm.key if self.arm else "", self.context)
 
 
 @dataclass(slots=True)
@@ -297,6 +303,8 @@ class Feedback:
     time: float = 0.0
     correction: Any = None
     """The right answer, where there is one."""
+    context: str = ""
+    """The call's :attr:`Query.context`, where the sender knows it; else it is looked up by the call."""
 
 
 @dataclass(slots=True)

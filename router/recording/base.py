@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from chainwax.router.recording.rows import DeadLetter, Learned, RecordedCall
-from chainwax.router.types import Attempt, CallResult, Decision, Feedback, Query
+from chainwax.router.types import Attempt, CallRef, CallResult, Decision, Feedback, Query
 
 __all__ = ["NoRecording", "Recording"]
 
@@ -83,8 +83,8 @@ class Recording(Protocol):
         """All scores of a flow, or of one node of it, in the order of their time."""
         ...
 
-    def arm_of(self, call_id: str) -> tuple[str, str] | None:
-        """The node and the arm's key of an answered call."""
+    def ref_of(self, call_id: str) -> CallRef | None:
+        """An answered call: its node, its arm's key, its context."""
         ...
 
     def latest_call(self, node: str, item_key: str) -> str | None:
@@ -164,7 +164,7 @@ class NoRecording:
         """Nothing was learned."""
         return iter(())
 
-    def arm_of(self, call_id: str) -> tuple[str, str] | None:
+    def ref_of(self, call_id: str) -> CallRef | None:
         """Nothing is known."""
         return None
 

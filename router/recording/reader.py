@@ -22,7 +22,7 @@ from chainwax.router.recording.rows import (
     parse_json,
 )
 from chainwax.router.recording.schema import explain, open_database
-from chainwax.router.types import Arm, Attempt, FeedbackKind
+from chainwax.router.types import Arm, Attempt, CallRef, FeedbackKind
 
 __all__ = ["RecordingReader", "control_rows", "latest_call"]
 
@@ -34,7 +34,7 @@ _CHUNK = 500  # ids in one statement
 _FOLD = """
 SELECT f.node, f.arm, f.score, f.feedback_kind, coalesce(f.time, 0.0),
     (SELECT coalesce(sum(a.cost_usd), 0.0) FROM attempts a WHERE a.call_id = f.call_id AND a.arm = f.arm),
-    f.metric, f.source, f.call_id, coalesce(c.item_key, f.item_key), r.run
+    f.metric, f.source, f.call_id, coalesce(c.item_key, f.item_key), r.run, coalesce(c.context, '')
 FROM feedback f
 LEFT JOIN calls c ON c.call_id = f.call_id
 JOIN runs r ON r.run = coalesce(c.run, f.run)
@@ -117,10 +117,14 @@ class RecordingReader:
             )
         )
 
-    def arm_of(self, call_id: str) -> tuple[str, str] | None:
-        """The node and the arm's key of a call that was answered."""
-        rows = self._all("SELECT node, arm FROM calls WHERE call_id = ? AND arm IS NOT NULL", (call_id,))
-        return rows[0] if rows else None
+    def ref_of(self, call_id: str) -> CallRef | None:
+        """A call that was answered: its node, its arm's key, its context."""
+        rows = self._all(
+            "SELECT node, call_id, arm, coalesce(context, '') FROM calls "
+            "WHERE call_id = ? AND arm IS NOT NULL",
+            (call_id,),
+        )
+        return CallRef(*rows[0]) if rows else None
 
     def latest_call(self, node: str, item_key: str) -> str | None:
         """The id of the call that a node made last about an item key, for feedback that names only those."""

@@ -84,6 +84,8 @@ class Learned(NamedTuple):
     call_id: str
     item_key: str
     run: str
+    context: str = ""
+    """The call's."""
 
 
 class RunInfo(NamedTuple):
@@ -304,6 +306,7 @@ def call_row(run: str, query: Query, result: CallResult, time: float) -> Row:
         time,
         result.reused,
         simulated,
+        query.context or None,
     )
 
 

@@ -49,7 +49,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "calls": _columns(
         "run! call_id! node! item_key! position! window_id messages:json! params:json! parents:json! "
         "status! error message value:json value_is_repr:bool! text arm cost_usd:real waited_s:real "
-        "time:real reused:bool! simulated:bool!"
+        "time:real reused:bool! simulated:bool! context"
     ),
     "attempts": _columns(
         "run! call_id! number:integer! node! arm! arm_parts:json! tier! started:real queued_s:real "

@@ -8,7 +8,7 @@ import pytest
 
 from chainwax.connectors.bus_ledger import Ledger
 from chainwax.connectors.wire import CallLine, CallsMessage, FeedbackMessage
-from chainwax.router.types import Feedback
+from chainwax.router.types import CallRef, Feedback
 
 FLOW = "triage"
 
@@ -118,9 +118,9 @@ def test_a_revision_that_overtakes_one_that_waits_stays() -> None:
 def test_what_nobody_announces_is_looked_up_and_else_unknown() -> None:
     asked = []
 
-    def look_up(*what: str) -> tuple[str, str, str] | None:
+    def look_up(*what: str) -> CallRef | None:
         asked.append(what)
-        return ("old", "answer", "small") if what[0] == "old" else None
+        return CallRef("answer", "old", "small", "seen") if what[0] == "old" else None
 
     ledger = Ledger(FLOW, look_up=look_up)
     say(ledger, 0.1, call_id="old")
@@ -129,7 +129,7 @@ def test_what_nobody_announces_is_looked_up_and_else_unknown() -> None:
     assert ledger.overdue(1004.9) == ([], [])
     assert asked == []
     found, unknown = ledger.overdue(1005.1)
-    assert [(f.node, f.arm, f.score) for f in found] == [("answer", "small", 0.1)]
+    assert [(f.node, f.arm, f.score, f.context) for f in found] == [("answer", "small", 0.1, "seen")]
     assert [one.message.score for one in unknown] == [0.2, 0.3]
     assert ledger.counts["unknown_call"] == 2
     assert asked == [("old", "", ""), ("nobody", "", ""), ("", "route", "i")]

@@ -233,6 +233,7 @@ def test_calls_survive_the_wire() -> None:
         "time": 1.5,
         "cost_usd": 1e-7,
         "simulated": True,
+        "context": "AAEC",
     }
     got = decode(CallsMessage, encode_calls("f", "r", [line, {"call_id": "d", "node": "n", "arm": "a"}]))
     assert (got.flow, got.run) == ("f", "r")

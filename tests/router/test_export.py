@@ -131,7 +131,7 @@ def test_a_line_is_what_is_promised(path, tmp_path):
     assert tuple(dict.fromkeys(line["kind"] for line in lines)) == KINDS
     call = next(line for line in lines if line["kind"] == "call")
     assert call["messages"][0]["role"] == "user"
-    assert call["parents"] == [{"node": "a", "call_id": "b", "arm": "c"}]
+    assert call["parents"] == [{"node": "a", "call_id": "b", "arm": "c", "context": ""}]
     assert call["value"] == {"a": [1, None, "ü"]}
     assert call["simulated"] is True
     assert "error" not in call

@@ -62,12 +62,14 @@ def test_the_row_of_a_call_says_all_about_it(rec, path, clock):
     (row,) = rows(path, "calls")
     assert json.loads(row.pop("messages")) == [{"role": "user", "content": "hällo"}]
     assert json.loads(row.pop("params")) == {"temperature": 0.0, "max_tokens": 9}
-    assert json.loads(row.pop("parents")) == [{"node": "team", "call_id": "c0", "arm": "small"}]
+    assert json.loads(row.pop("parents")) == [
+        {"node": "team", "call_id": "c0", "arm": "small", "context": ""}
+    ]
     assert row == {
         "run": "r1", "call_id": "c1", "node": "draft", "item_key": "key", "position": "f:1",
         "window_id": "w1", "status": "ok", "error": None, "message": None, "value": '"hi"',
         "value_is_repr": 0, "text": " hi ", "arm": "small", "cost_usd": 0.001, "waited_s": 0.0,
-        "time": 77.0, "reused": 0, "simulated": 1,
+        "time": 77.0, "reused": 0, "simulated": 1, "context": None,
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from chainwax.router.recording import DeadLetter, NoRecording, RecordingReader, 
 from chainwax.router.recording.totals import totals
 from chainwax.router.types import (
     Arm,
+    CallRef,
     Decision,
     Feedback,
     FeedbackKind,
@@ -100,8 +101,8 @@ def test_feedback_that_names_only_node_and_key_finds_the_latest_call(rec):
     assert rec.latest_call("team", "ada") == "c2"
     assert rec.latest_call("team", "nobody") is None
     assert rec.latest_call("draft", "ada") is None
-    assert rec.arm_of("c2") == ("team", "small")
-    assert rec.arm_of("nothing") is None
+    assert rec.ref_of("c2") == CallRef("team", "c2", "small")
+    assert rec.ref_of("nothing") is None
     assert [(f.call_id, f.arm) for f in rec.fold("support")] == [("c2", "small")]
 
 
