@@ -326,6 +326,7 @@ async def _serve(
                         item_key=item.id,
                         arm=result.arm.key,
                         source="recording",
+                        context=result.context,
                     ),
                 )
             )
