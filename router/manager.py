@@ -343,6 +343,7 @@ class LLMManager:
             "mode",
             "observe_share",
             "target",
+            "worth",
             "certify",
             "budget",
             "latency",

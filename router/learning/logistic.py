@@ -2,8 +2,8 @@
 
 A Gaussian posterior over the weights, moved by one Newton step for each score (the Laplace approximation of
 Spiegelhalter and Lauritzen 1990); scores may be anything in [0, 1]. All arms of a node share one: what they
-have in common (how hard a prompt is, what an answer looks like) is learned from the scores of all of them, and
-each has a term of its own.
+have in common (how hard a prompt is, what an answer looks like) is learned from the scores of all of them,
+and each has a term of its own.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Logistic:
     def guess(self, arm: str, features: NDArray[np.float64]) -> float:
         """The arm's expected score."""
         return sigmoid(float(self.weights[: self.size] @ features) + float(self.weights[self._places[arm]]))
+
+    def doubt(self, arm: str) -> float:
+        """Deviation of the log-odds that are the arm's own."""
+        place = self._places[arm]
+        return math.sqrt(max(float(self.cover[place, place]), 0.0))
 
     def learn(self, arm: str, features: NDArray[np.float64], score: float) -> None:
         """One Newton step towards a score in [0, 1]."""

@@ -2,16 +2,16 @@
 
 The arms up to the strongest, cheapest first, are a chain. An online logistic regression that they share
 guesses from the prompt alone what an arm's answer will be scored; another from prompt and answer what the
-answer at hand will be. What asking a dearer arm will cost is guessed too: a model that was asked already tells
-how long the answer will be. An answer is served where that is worth more than going on:
+answer at hand will be. What asking a dearer arm will cost is guessed too: a model that was asked already
+tells how long the answer will be. An answer is served where that is worth more than going on:
 
     price · guess  ≥  price · (guess for the strongest) − cost of asking it
 
-``price`` is what one point of quality is worth in dollars. Nobody states it: it rises while the expected
-scores of what is served fall short of ``target`` times the strongest's, and falls while they are above
-(dual ascent), so that it settles where the target is kept at the least cost. Guesses are drawn from their
-posteriors (Thompson 1933), so that what is not known is tried. An arm whose answers have lately not saved what
-they cost is left out, but for a small share of the calls.
+``price`` is what one point of quality is worth in dollars. Where the node's ``worth`` does not state it, it
+rises while the expected scores of what is served fall short of ``target`` times the strongest's, and falls
+while they are above (dual ascent), so that it settles where the target is kept at the least cost.
+Guesses are drawn from their posteriors (Thompson 1933), so that what is not known is tried. An arm whose
+answers have lately not saved what they cost is left out, but for a small share of the calls.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ _QUALITY = {Tier.strongest: 0.9, Tier.standard: 0.67, Tier.local: 0.5, Tier.cust
 """What an arm's answers are guessed to be worth before the first score."""
 _TRIED = 0.02
 """Least share of the calls at which another arm is asked first than the one that is best to ask first."""
+_LOOKS = 3
+"""Answers of each arm that are looked at in any case."""
 _UNKNOWN = (0.5, 10.0)
 """That share where nothing is known of an arm's answers, and after how many it has halved."""
 _CHARGE = 0.1
@@ -101,15 +103,15 @@ class _Lately:
         self.ratios[self.n % _KEPT] = ratio
         self.n += 1
 
-    def saved(self, short: float, price: float, cost: float, onward: float) -> float:
-        """Dollars that an answer is expected to save, where the better of serving and going on is done.
+    def saved(self, short: float, price: float, cost: float, onward: float) -> tuple[float, float]:
+        """Dollars that an answer is expected to save, and how often it is served, where it is worth more.
 
         ``short`` is what it is expected to fall short of the strongest's score, by the prompt alone, ``cost``
         the strongest's, and ``onward`` what going on saves.
         """
         n = max(1, min(self.n, _KEPT))  # without any, an answer is taken to tell nothing
         serving = cost * self.ratios[:n] - price * (short - self.shifts[:n])
-        return float(np.maximum(serving, onward).mean())
+        return float(np.maximum(serving, onward).mean()), float((serving > onward).mean())
 
 
 class _Link:
@@ -262,19 +264,22 @@ class Switched:
         )
         return np.concatenate((asked.prompt, link.standard.take(raw)))
 
-    def _saved(self, asked: _Asked, index: int, price: float, lately: _Lately, onward: float) -> float:
-        """Dollars that asking an arm is expected to save against the strongest alone."""
+    def _saved(
+        self, asked: _Asked, index: int, price: float, lately: _Lately, onward: float
+    ) -> tuple[float, float]:
+        """Dollars that asking an arm is expected to save against the strongest alone, and their deviation."""
         state = asked.chain[index]
-        short = asked.best - self._by_prompt.guess(state.key, asked.prompt)
-        saved = lately.saved(short, price, self._cost(asked.chain[-1], asked), onward)
-        return saved - self._cost(state, asked)
+        guess = self._by_prompt.guess(state.key, asked.prompt)
+        saved, served = lately.saved(asked.best - guess, price, self._cost(asked.chain[-1], asked), onward)
+        doubt = self._by_answer.doubt(state.key) * guess * (1.0 - guess)
+        return saved - self._cost(state, asked), price * served * doubt
 
     def _onward(self, asked: _Asked, here: int, price: float) -> tuple[int, float]:
         """Whom to ask after ``chain[here]``, and the dollars that this saves against the strongest alone."""
         best, saves = len(asked.chain) - 1, 0.0
         for index in range(best - 1, here, -1):
             lately = self._link(asked.chain[index]).after
-            saved = self._saved(asked, index, price, lately, saves)
+            saved, _ = self._saved(asked, index, price, lately, saves)
             if saved > saves:
                 best, saves = index, saved
         return best, saves
@@ -284,26 +289,41 @@ class Switched:
         chain, last = asked.chain, len(asked.chain) - 1
         self._plans += 1
         price = self._priced(chain[-1])
-        best, saves = last, 0.0
+        for index, state in enumerate(chain[:-1]):
+            if self._link(state).first.n < _LOOKS:
+                return index, 1.0
+        values = [(0.0, 0.0)] * (last + 1)
+        best = last
         for index in range(last - 1, -1, -1):
-            onward = saves if best > index else 0.0
-            saved = self._saved(asked, index, price, self._link(chain[index]).first, max(onward, 0.0))
-            if saved > saves:
-                best, saves = index, saved
-        chances = [0.0] * (last + 1)
-        cost = self._cost(chain[best], asked)
-        for index, state in enumerate(chain):
-            if index != best:
-                share, half = _UNKNOWN
-                n = self._link(state).first.n if index < last else self._by_prompt.counts[state.key]
-                charge = _CHARGE * cost / max(self._cost(state, asked), 1e-12) if index > best else 1.0
-                chances[index] = min(max(_TRIED, share * half / (half + n)), charge) / last
+            onward = max(values[best][0], 0.0)
+            values[index] = self._saved(asked, index, price, self._link(chain[index]).first, onward)
+            if values[index][0] > values[best][0]:
+                best = index
+        chances = [self._tried(asked, index, best, values) / last for index in range(last + 1)]
+        chances[best] = 0.0
         chances[best] = 1.0 - sum(chances)
         drawn = self._random.choices(range(last + 1), chances)[0]
         return drawn, chances[drawn]
 
+    def _tried(self, asked: _Asked, index: int, best: int, values: Sequence[tuple[float, float]]) -> float:
+        """The chance that asking ``chain[index]`` first deserves, were it the only one beside the best."""
+        state, strongest = asked.chain[index], len(asked.chain) - 1
+        n = self._by_prompt.counts[state.key] if index == strongest else self._link(state).first.n
+        share, half = _UNKNOWN
+        tried = max(_TRIED, share * half / (half + n))
+        if index > best:
+            dearer = max(self._cost(state, asked), 1e-12)
+            tried = min(tried, _CHARGE * self._cost(asked.chain[best], asked) / dearer)
+        if index == strongest:
+            return tried
+        gap = values[best][0] - values[index][0]
+        deviation = math.hypot(values[best][1], values[index][1])
+        return max(tried, 0.5 * math.erfc(gap / (math.sqrt(2.0) * max(deviation, 1e-12))))
+
     def _priced(self, strongest: ArmState) -> float:
         """Dollars for a point of quality; never 0."""
+        if self.node.worth is not None:
+            return self.node.worth
         return self._price * max(self._stats.mean_cost(strongest), 1e-9)
 
     def _chance(self, mean: float, deviation: float, worth: float, paid: float, cost: float) -> float:

@@ -172,8 +172,15 @@ def test_one_model_alone_is_a_recording_too() -> None:
     assert ledger.gained.mean() == pytest.approx(0.7)
 
 
-def test_the_sweep_has_eleven_values_from_the_price_list() -> None:
-    assert len(sweep(synthetic(50))) == 11
+@pytest.mark.parametrize("policy", ["adaptive", "switched", "parallel"])
+def test_the_sweep_has_eleven_values_from_the_price_list(policy: str) -> None:
+    recorded = synthetic(50)
+    before = sweep(recorded, policy)
+    assert len(before) == 11
+    for item in recorded.items:
+        for outcome in item.outcomes.values():
+            outcome.reward = 1.0 - outcome.reward  # what nobody knows before the run changes nothing
+    assert sweep(recorded, policy) == before
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
