@@ -175,6 +175,9 @@ class NodeConfig(_Section):
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least quality, as a share of the strongest model's."""
+    worth: Positive | None = None
+    """Dollars that a point of quality is worth, which is a right answer in place of a wrong one: in place of
+    ``target``, for the form ``switched``."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     budget: Dollars | None = None

@@ -357,6 +357,7 @@ class LLMManager:
             "mode",
             "observe_share",
             "target",
+            "worth",
             "certify",
             "budget",
             "latency",

@@ -452,7 +452,7 @@ class LLMRouter:
                     break  # the answer that was doubted is better than none
                 continue
             answer = value, attempt
-            if not (plan.watched and left and isinstance(self.policy, Watching)):
+            if not (plan.watched and isinstance(self.policy, Watching)):
                 break
             further = self.policy.escalate(query, plan, state, attempt, value)
             if further is None or further not in left:

@@ -172,6 +172,8 @@ class NodeSpec:
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: float = 0.99
     """Least quality, as a share of the strongest model's."""
+    worth: float | None = None
+    """Dollars for a point of quality, in place of the target; for the form ``switched``."""
     certify: float = 0.0
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     budget: float | None = None

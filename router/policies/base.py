@@ -63,8 +63,8 @@ class Watching(Policy, Protocol):
     ) -> ArmState | None:
         """An arm of the plan answered validly: whom to ask next, or None to serve the answer.
 
-        Called where the plan is ``watched`` and arms are left. It may set ``attempt.propensity`` and the
-        plan's to the chances of what it decided.
+        Called where the plan is ``watched``; what is said where that arm is not left is not heard. It may set
+        ``attempt.propensity`` and the plan's to the chances of what it decided.
         """
         ...
 
