@@ -10,8 +10,8 @@ scores come ``--feedback-delay`` items late. Each change is a run of its own, an
 * the model that is used most is withdrawn while calls are in flight on it (``withdraw_model``).
 
 ``drop_left_after`` is the number of items until its share of the last 100 calls is half of what it was;
-``new_used_after`` until the new model has a fifth of the last 100 calls. ``parallel_share_*`` are the shares of
-calls that asked more than one model, before the model got worse and in the 500 calls after.
+``new_used_after`` until the new model has a fifth of the last 100 calls. ``parallel_share_*`` are the shares
+of calls that asked more than one model, before the model got worse and in the 500 calls after.
 
     python benchmarks/change.py --recording FILE [--at N] [--target 0.95] [--feedback-delay 50]
 """

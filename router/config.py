@@ -402,6 +402,7 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             anchor(model.get("simulation"), "truth")
             anchor(model.get("engine"), "path")
             anchor(model.get("engine"), "adapter")
+            anchor(model.get("engine"), "adapter")
             anchor(model, "artefact")
 
 

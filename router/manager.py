@@ -506,10 +506,11 @@ class LLMManager:
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
         backend = backend or self._backends.get(name) or make_backend(name, config)
-        return LLMInstance(
+        instance = LLMInstance(
             name, config, backend, price, self.clock, self.share, lent=self._lender is not None
         )
-        self.instances[name].announce = self.announce
+        instance.announce = self.announce
+        return instance
 
     def limited(self, instance: LLMInstance) -> None:
         """Have a model that came while it runs keep the limits that are there for all processes."""

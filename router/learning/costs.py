@@ -7,9 +7,12 @@ logarithm of the cost is a Bayesian linear regression on features, learned answe
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chainwax.router.learning.packed import pack, unpack
 
 __all__ = ["CostGuess"]
 
@@ -55,6 +58,15 @@ class CostGuess:
         step = along / (_NOISE + float(features @ along))
         self.weights += step * (math.log(cost) - float(self.weights @ features))
         self.cover -= np.outer(step, along)
+
+    def state(self) -> list[Any]:
+        """All that was learned, JSON-ready."""
+        return [pack(self.weights), pack(self.cover), self.n, self._ratio]
+
+    def restore(self, state: list[Any]) -> None:
+        """Know what :meth:`state` gave."""
+        self.weights, self.cover = unpack(state[0]), unpack(state[1])
+        self.n, self._ratio = state[2], state[3]
 
     def _along(self, features: NDArray[np.float64], mean: float) -> float:
         return min(max(float(self.weights @ features) - math.log(mean), -_MOST), _MOST)

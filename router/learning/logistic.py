@@ -95,14 +95,15 @@ class Logistic:
 
     def state(self) -> list[Any]:
         """All that was learned, JSON-ready."""
-        return [pack(self.weights), pack(self.cover), self.n]
+        return [pack(self.weights), pack(self.cover), pack(self._prior), self._places, self.counts]
 
     def restore(self, state: list[Any]) -> None:
         """Know what :meth:`state` gave. Raises ValueError where that had other features."""
-        weights, cover = unpack(state[0]), unpack(state[1])
-        if weights.shape != self.weights.shape or cover.shape != self.cover.shape:
-            raise ValueError(f"{len(weights)} weights, not {len(self.weights)}")
-        self.weights, self.cover, self.n = weights, cover, state[2]
+        size = len(unpack(state[0])) - len(state[3])
+        if size != self.size:
+            raise ValueError(f"{size} features, not {self.size}")
+        self.weights, self.cover, self._prior = (unpack(packed) for packed in state[:3])
+        self._places, self.counts = dict(state[3]), dict(state[4])
 
 
 def sigmoid(x: float) -> float:

@@ -72,7 +72,7 @@ class _Asked:
     text: str
     prompt: NDArray[np.float64]
     chain: Sequence[ArmState]
-    """The arms that were there, cheapest first, the strongest last."""
+    """The arms that were there, cheapest first, the strongest last; none where it was answered before."""
     seen: NDArray[np.float64]
     """Features of the prompt and of the answer that was seen last."""
     answers: dict[str, tuple[NDArray[np.float64], float]] = field(default_factory=dict)
@@ -114,6 +114,14 @@ class _Lately:
         serving = cost * self.ratios[:n] - price * (short - self.shifts[:n])
         return float(np.maximum(serving, onward).mean()), float((serving > onward).mean())
 
+    def state(self) -> list[Any]:
+        """All of it, JSON-ready."""
+        return [pack(self.shifts), pack(self.ratios), self.n]
+
+    def restore(self, state: list[Any]) -> None:
+        """Know what :meth:`state` gave."""
+        self.shifts, self.ratios, self.n = unpack(state[0]), unpack(state[1]), state[2]
+
 
 class _Link:
     """What is known of one arm in the chain, beside its scores."""
@@ -128,22 +136,18 @@ class _Link:
     def state(self) -> dict[str, Any]:
         """All of it, JSON-ready."""
         return {
-            "by_prompt": self.by_prompt.state(),
-            "by_answer": self.by_answer.state(),
             "standard": self.standard.state(),
-            "first": [pack(self.first.shifts), self.first.n],
-            "after": [pack(self.after.shifts), self.after.n],
-            "off": self.off,
+            "costs": self.costs.state(),
+            "first": self.first.state(),
+            "after": self.after.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Know what :meth:`state` gave."""
-        self.by_prompt.restore(state["by_prompt"])
-        self.by_answer.restore(state["by_answer"])
         self.standard.restore(state["standard"])
-        for lately, (shifts, n) in ((self.first, state["first"]), (self.after, state["after"])):
-            lately.shifts, lately.n = unpack(shifts), n
-        self.off = state["off"]
+        self.costs.restore(state["costs"])
+        self.first.restore(state["first"])
+        self.after.restore(state["after"])
 
 
 class Switched:
@@ -235,7 +239,7 @@ class Switched:
         """Move the guesses for the arm that was served, and what is known of their bias."""
         asked = self._calls.get(feedback.call_id)
         state = self._stats.by_key.get(feedback.arm)
-        if asked is None or state is None or state not in asked.chain:
+        if asked is None or state is None or state.key not in self._links:
             return
         key = state.key
         before = asked.total / asked.scores if asked.scores else None
@@ -271,6 +275,8 @@ class Switched:
             "price": self._price,
             "plans": self._plans,
             "standard": self._standard.state(),
+            "by_prompt": self._by_prompt.state(),
+            "by_answer": self._by_answer.state(),
             "links": {key: link.state() for key, link in self._links.items()},
             "prompts": pack(np.array(prompts).reshape(len(prompts), size)),
             "calls": [
@@ -281,7 +287,7 @@ class Switched:
                     asked.best,
                     asked.total,
                     asked.scores,
-                    {key: pack(features) for key, features in asked.answers.items()},
+                    {key: [pack(features), guess] for key, (features, guess) in asked.answers.items()},
                 ]
                 for call, asked in calls.items()
             ],
@@ -292,6 +298,8 @@ class Switched:
         """Know what :meth:`state` gave; arms that are no longer there are passed over."""
         self._price, self._plans = state["price"], state["plans"]
         self._standard.restore(state["standard"])
+        self._by_prompt.restore(state["by_prompt"])
+        self._by_answer.restore(state["by_answer"])
         for key, known in state["links"].items():
             if key in self._stats.by_key:
                 self._link(self._stats.by_key[key]).restore(known)
@@ -299,9 +307,9 @@ class Switched:
         for prompt, (call, served, expected, best, total, scores, answers) in zip(
             unpack(state["prompts"]), state["calls"], strict=True
         ):
-            features = {key: unpack(packed) for key, packed in answers.items()}
+            seen = {key: (unpack(packed), guess) for key, (packed, guess) in answers.items()}
             self._calls[call] = _Asked(
-                "", prompt, (), features, None, 0.0, served, expected, best, total, scores
+                "", prompt, (), _NOTHING, seen, None, 0.0, served, expected, best, total, scores
             )
         if "random" in state:
             resume(self._random, state["random"])
