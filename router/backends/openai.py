@@ -95,8 +95,6 @@ class OpenAIBackend:
         self.config = config
         self._metadata = metadata
         self._fields = fields or {}
-        self._messages = messages
-        self._fields = fields or {}
         self._messages = messages or (lambda query: query.messages)
         self._chat = config.api == "chat"
         self._base = base
