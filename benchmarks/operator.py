@@ -27,9 +27,7 @@ from pathlib import Path
 
 from _contract import report, say
 from _loopback import loopback
-
-HERE = Path(__file__).parent
-PEER = HERE.parent / "build" / "peers" / "litellm"
+from _peers import run_peer
 
 
 def run_flow(url: str, items: int, in_flight: int, *, choice: bool) -> dict[str, float]:
@@ -190,30 +188,8 @@ asyncio.run(main())
 
 def run_litellm(url: str, items: int) -> tuple[float | None, str]:
     """LiteLLM Router's CPU for a request, or why it was not measured."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".ready").exists():
-        say(f"setting up LiteLLM in {PEER}")
-        constraints = HERE / "constraints-litellm.txt"
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(PEER)], check=True)
-            subprocess.run(
-                [str(python), "-m", "pip", "install", "-q", "litellm", "-c", str(constraints)],
-                check=True,
-                stdout=sys.stderr,
-            )
-            (PEER / ".ready").touch()
-        except (OSError, subprocess.CalledProcessError) as error:
-            return None, f"LiteLLM could not be installed: {error}"
-    done = subprocess.run(
-        [str(python), "-c", LITELLM, url, str(items), "64"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PATH": "/usr/bin:/bin"},
-    )
-    if done.returncode:
-        return None, f"LiteLLM failed: {done.stderr.strip()[-300:]}"
-    return float(json.loads(done.stdout.splitlines()[-1])["cpu_ms"]), ""
+    figures, why = run_peer("litellm", "litellm", LITELLM, [url, str(items), "64"])
+    return None if figures is None else float(figures["cpu_ms"]), why
 
 
 def main() -> None:

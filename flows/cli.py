@@ -21,7 +21,9 @@ from chainwax.flows.agents.check import agents_app
 from chainwax.flows.backfill import backfill_command
 from chainwax.flows.cluster import Command
 from chainwax.flows.control import control_command
+from chainwax.flows.custom import history_command, promote_command, rollback_command, train_command
 from chainwax.flows.demo.run import demo_job
+from chainwax.flows.evaluate.command import evaluate_command
 from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.job import Job
 from chainwax.flows.letters import letters_app
@@ -62,9 +64,18 @@ app = typer.Typer(
 )
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(agents_app, name="agents")
+models_app = typer.Typer(
+    help="Show the models and what was counted of them; make, promote, take back a node's own."
+)
+models_app.command("train")(train_command)
+models_app.command("promote")(promote_command)
+models_app.command("rollback")(rollback_command)
+models_app.command("history")(history_command)
+app.add_typer(models_app, name="models")
 app.command("simulate")(simulate_command)
 app.command("control")(control_command)
 app.command("backfill")(backfill_command)
+app.command("evaluate")(evaluate_command)
 
 _Processes = Annotated[
     int,
@@ -220,8 +231,9 @@ def graph_command(
         raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
 
 
-@app.command("models")
+@models_app.callback(invoke_without_command=True)
 def models_command(
+    context: typer.Context,
     config: ConfigFile = None,
     recording: Annotated[
         Path | None,
@@ -232,6 +244,8 @@ def models_command(
     no_health: Annotated[bool, typer.Option("--no-health", help="Do not ask how the models are.")] = False,
 ) -> None:
     """Show the models: tier, price, limit, health, and what the recorders of the last run counted."""
+    if context.invoked_subcommand is not None:
+        return
     settings = load_settings(config)
     if recording is None and settings.run.recording is not None and settings.run.recording.exists():
         recording = settings.run.recording

@@ -79,6 +79,8 @@ class Job:
     debug: bool = False
     serve: Address | None = None
     """Where to tell how the run is; nowhere where it is None."""
+    beforehand: Callable[[LLMManager], None] | None = None
+    """Called when the run has begun and before its flow does."""
     afterwards: Callable[[LLMManager], None] | None = None
     """Called when the flow has ended and before its manager does: feedback may still be on its way."""
     backfill: Backfill | None = None

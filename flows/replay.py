@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
 
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from typing_extensions import override
@@ -15,7 +17,7 @@ from chainwax.router.errors import BackendRefused, RecordingError, nearest
 from chainwax.router.recording import RecordingReader
 from chainwax.router.types import Attempt, content_key
 
-__all__ = ["Nowhere", "RecordedAnswers", "find_run", "recorded_answers"]
+__all__ = ["KnownAnswers", "Nowhere", "RecordedAnswers", "find_run", "recorded_answers"]
 
 
 def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[str]) -> str:
@@ -46,9 +48,40 @@ def find_run(reader: RecordingReader, flow: Flow, run: str, sources: Sequence[st
     )
 
 
-def recorded_answers(
-    models: Mapping[str, ModelConfig], reader: RecordingReader, *, only: bool
-) -> dict[str, Backend]:
+class Knower(Protocol):
+    """Where answers are looked up."""
+
+    @property
+    def path(self) -> Path:
+        """The recording, for messages."""
+        ...
+
+    def find_content(self, keys: Sequence[str]) -> Mapping[str, Attempt]:
+        """Answers by content key; unknown keys are left out."""
+        ...
+
+
+class KnownAnswers:
+    """The answers of a recording that goes on being written, in memory: quick where many are looked up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Attempt] = {}
+        self._row = 0
+
+    def refresh(self) -> None:
+        """Take up what was recorded since."""
+        with closing(RecordingReader(self.path)) as reader:
+            for row, key, attempt in reader.answers_after(self._row):
+                self._known.setdefault(key, attempt)
+                self._row = row
+
+    def find_content(self, keys: Sequence[str]) -> dict[str, Attempt]:
+        """Answers by content key; unknown keys are left out."""
+        return {key: self._known[key] for key in keys if key in self._known}
+
+
+def recorded_answers(models: Mapping[str, ModelConfig], reader: Knower, *, only: bool) -> dict[str, Backend]:
     """Backends for the models that answer from a recording what it knows.
 
     ``models`` are as the manager has them, so that a model that is simulated stays so. ``only`` makes an
@@ -78,7 +111,7 @@ class RecordedAnswers:
     counted at the price of today's configuration, and marked as not paid.
     """
 
-    def __init__(self, name: str, config: ModelConfig, reader: RecordingReader, *, only: bool) -> None:
+    def __init__(self, name: str, config: ModelConfig, reader: Knower, *, only: bool) -> None:
         self.inner = make_backend(name, config)
         self.simulated = self.inner.simulated
         self.batch_max = 1 if only else self.inner.batch_max

@@ -189,6 +189,8 @@ def _compiled(
     manager.parts.update(job.flow.parts)
     try:
         begin(manager)
+        if job.beforehand is not None:
+            job.beforehand(manager)
         if job.backfill is not None:
             manager.background = Background(
                 manager,

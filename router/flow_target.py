@@ -1,12 +1,12 @@
 """One target for a flow's end result, split over its nodes by what a dollar buys at each.
 
 An end result is right where all answers on its way are, so the end quality beside the strongest models' is
-the product of the nodes' shares of their strongest's quality. Every node begins with the cheapest of its arms,
-and the next better one is taken where a dollar buys most of the logarithm of the end quality, until the flow's
-target is reached (the greedy solution of the multiple-choice knapsack; Sinha and Zoltners 1979). The last step,
-which goes beyond the target, is taken only where no cheaper one would do. A node's target is then put between
-the arm that it is to use and the next worse one, so that its own router finds that arm good enough, what it
-sees in a call's prompt included, and the worse one not.
+the product of the nodes' shares of their strongest's quality. Every node begins with the cheapest of its
+arms, and the next better one is taken where a dollar buys most of the logarithm of the end quality, until the
+flow's target is reached (the greedy solution of the multiple-choice knapsack; Sinha and Zoltners 1979). The
+last step, which goes beyond the target, is taken only where no cheaper one would do. A node's target is then
+put between the arm that it is to use and the next worse one, so that its own router finds that arm good
+enough, what it sees in a call's prompt included, and the worse one not.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from chainwax.router.errors import (
     BackendBusy,
     BackendDown,
     BackendError,
+    BackendGarbled,
     BackendRefused,
     BackendTimeout,
     ConfigError,
@@ -22,7 +23,7 @@ from chainwax.router.prices import Price
 from chainwax.router.queue import CallQueue
 from chainwax.router.recorder import LLMRecorder
 from chainwax.router.share import ALL, Share
-from chainwax.router.types import Arm, Attempt, Query, Tier
+from chainwax.router.types import Arm, Attempt, Decision, Query, Tier
 
 __all__ = ["LLMInstance"]
 
@@ -32,6 +33,8 @@ DOWN_AFTER = 5
 """Failures in a row after which calls that have another model go there."""
 DOWN_FOR = 15.0
 """Seconds until a model that is down is tried again."""
+_FAILING = (BackendDown, BackendTimeout, BackendRefused, BackendGarbled)
+"""What a model that is no use now answers with: it may be gone, or its key refused."""
 GATHER = 0.01
 """Seconds that a server which takes prompts together is made to wait for more of them."""
 
@@ -61,8 +64,9 @@ class LLMInstance:
         self.price = price
         self.recorder = LLMRecorder(clock)
         # An embedded engine is the process's own; all other servers are there for all processes.
-        self._share = ALL if config.backend == "llamacpp" else share
-        self.lent = lent and config.backend != "llamacpp"
+        here = config.backend in ("llamacpp", "head")
+        self._share = ALL if here else share
+        self.lent = lent and not here
         """Whether its slots are lent."""
         self.has_rate = config.requests_per_minute is not None or config.tokens_per_minute is not None
         """Whether there is a limit for each minute."""
@@ -78,6 +82,8 @@ class LLMInstance:
             for effort in (config.efforts or (None,))
             for limit in (config.output_limits or (None,))
         )
+        self.announce: Callable[[Decision], None] | None = None
+        """Told when the model goes down, and when it is back."""
         self._clock = clock
         self._failures = 0
         self._down_until = 0.0
@@ -167,6 +173,8 @@ class LLMInstance:
             attempt.simulated = reply.simulated
             recorded_s = reply.recorded_s
             attempt.reused = recorded_s is not None
+            if self._failures >= DOWN_AFTER and self.announce is not None:
+                self.announce(Decision("model_up", "", {"model": self.name}))
             self._failures = 0
         except BackendError as caught:
             error = caught
@@ -221,10 +229,13 @@ class LLMInstance:
             self.queue.close_for(
                 error.retry_after if error.retry_after is not None else random.uniform(0.1, 0.5)
             )
-        elif isinstance(error, BackendDown | BackendTimeout):
+        elif isinstance(error, _FAILING):
             self._failures += 1
             if self._failures >= DOWN_AFTER:
                 self._down_until = self._clock.monotonic() + DOWN_FOR
+            if self._failures == DOWN_AFTER and self.announce is not None:
+                why = {"model": self.name, "failures": DOWN_AFTER, "last": f"{type(error).__name__}: {error}"}
+                self.announce(Decision("model_down", "", why))
 
     async def _with_others(self, request: Request) -> Reply:
         """Send the request together with those that come within :data:`GATHER` seconds."""

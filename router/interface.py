@@ -151,6 +151,8 @@ class LLMInterface:
     async def _see_through(self, query: Query, found: RecordedCall | None, done: Done) -> None:
         result = await self.router.answer(query, found)
         self.recorder.finished(result)
+        if self._manager.custom is not None:
+            self._manager.custom.answered(query, result)
         if self._manager.called is not None and result.arm is not None:
             self._manager.called(self._manager.run_id, query, result)
         if isinstance(result.error, Cancelled):

@@ -25,6 +25,7 @@ from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
 from chainwax.router.credit import split
+from chainwax.router.custom.lifecycle import Lifecycle
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.flow_target import FlowTarget
@@ -36,8 +37,9 @@ from chainwax.router.prompt import Prompt
 from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder
 from chainwax.router.recording import NoRecording, Recording, SqliteRecording
+from chainwax.router.roster import Roster
 from chainwax.router.router import LLMRouter
-from chainwax.router.rules import allowed, check_rules, offers
+from chainwax.router.rules import check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import (
     CallRef,
@@ -94,6 +96,8 @@ class LLMManager:
         """By flow, where one has a target for its end result."""
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
+        self.custom: Lifecycle | None = None
+        """The nodes' own models, once a run has begun."""
         self.control = Controls(self)
         """What operators changed while it runs."""
         self.background: Background | None = None
@@ -114,25 +118,19 @@ class LLMManager:
         self._backends = dict(backends or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while the set of models or of nodes changes."""
+        self.roster = Roster(self)
+        """The models that come and go while it runs."""
         self._closed = False
         self._flow: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
         for name, config in self.settings.models.items():
             if config.enabled:
-                self._add_instance(name, config)
+                self.instances[name] = self.make_instance(name, config)
         self._commons: Commons | None = None
         if lender is not None or any(instance.has_rate for instance in self.instances.values()):
-            self._commons = Commons(
-                lender or OwnHub(clock),
-                self.instances,
-                self._purses,
-                run_id=lambda: self.run_id,
-                part=1.0 if lender is not None else share.amount(1.0),
-                patience=self.settings.redis.patience_seconds,
-                lost=self._give_up,
-                clock=clock,
-            )
+            self._commons = self._new_commons()
         if bus is not None:
             bus.subscribe(self._heard)
         if isinstance(bus, RelayedBus):
@@ -156,10 +154,20 @@ class LLMManager:
         return self._flow
 
     @property
+    def running(self) -> bool:
+        """Whether its loop runs."""
+        return self._loop is not None and self._loop.is_running()
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The router's event loop, in a thread of its own; started when first asked for."""
         if self._loop is None:
-            with self._lock:
+            with self.lock:
                 if self._loop is None:
                     if self._closed:
                         raise RuntimeError("the manager is closed")
@@ -202,6 +210,9 @@ class LLMManager:
         self.resumed = known or resume
         if self.resumed:
             self._spent_before = self.recording.spent(self.run_id)
+        for interface in self.interfaces.values():
+            if interface.router.purse is not None:
+                interface.router.purse.began_with(self._spent_before.get(interface.node.id, 0.0))
         for spec in nodes:
             self._interface(spec)
         self._remember(list(self.interfaces.values()))
@@ -217,12 +228,14 @@ class LLMManager:
         if self._shared is not None:
             tasks.append(saved.keep_now_and_then(self, self._shared, self.recording, flow))
         self.loop.call_soon_threadsafe(self._begin_tasks, tasks)
+        self.custom = Lifecycle(self)
+        self.run(self.custom.begin())
         self.run(asyncio.sleep(0))  # what operators said before counts from the first call on
         return self.resumed
 
     def ensure_run(self, flow: str) -> None:
         """Begin a run unless one has begun: for operators on a dataflow that nobody prepared."""
-        with self._lock:
+        with self.lock:
             if self._flow is None:
                 self.begin_run(flow)
 
@@ -234,7 +247,7 @@ class LLMManager:
 
         Raises :class:`RecordingError` where something could not be recorded.
         """
-        with self._lock:
+        with self.lock:
             if self._closed:
                 return
             self._closed = True
@@ -303,7 +316,7 @@ class LLMManager:
         Registering a node again gives the same interface. Raises :class:`ConfigError` where no model
         can serve the node.
         """
-        with self._lock:
+        with self.lock:
             known = self.interfaces.get((spec.flow, spec.id))
             if known is not None:
                 return known
@@ -314,7 +327,7 @@ class LLMManager:
 
     def _interface(self, spec: NodeSpec) -> LLMInterface:
         """The interface of a node that has learned nothing yet, unless it was there."""
-        with self._lock:
+        with self.lock:
             known = self.interfaces.get((spec.flow, spec.id))
             if known is not None:
                 return known
@@ -338,6 +351,8 @@ class LLMManager:
             interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
             self.control.registered(interface)
+            if self.custom is not None:
+                asyncio.run_coroutine_threadsafe(self.custom.registered(interface), self.loop)
             return interface
 
     def give_purse(self, router: LLMRouter) -> None:
@@ -366,6 +381,7 @@ class LLMManager:
             "mode",
             "observe_share",
             "target",
+            "worth",
             "certify",
             "agreement",
             "budget",
@@ -394,6 +410,47 @@ class LLMManager:
         if node.model is not None and node.model not in self.instances:
             raise UnknownName(f"node '{node.id}': model", node.model, self.instances)
         return node
+
+    # -- models ---------------------------------------------------------------------------------
+
+    def add_model(
+        self,
+        name: str,
+        config: ModelConfig,
+        backend: Backend | None = None,
+        *,
+        nodes: Iterable[str] | None = None,
+    ) -> list[str]:
+        """Let a model be asked from now on, by the ``nodes`` named, else by all that its type and rules let.
+
+        Nodes that are registered later may ask it too. ``backend`` None makes the one that ``config`` names.
+        Returns the nodes that may ask it now. From any thread.
+
+        Raises :class:`ConfigError` where there is a model of this name, or the configuration cannot work.
+        """
+        return self.roster.add(name, config, backend, nodes)
+
+    def withdraw_model(self, name: str, *, why: str = "") -> None:
+        """Let a model take no new calls. What it was given it answers; then it is closed. From any thread.
+
+        Calls that would have gone to it go to others: none fails because of it.
+
+        Raises :class:`ConfigError` where there is no such model, or a node has no other.
+        """
+        self.roster.withdraw(name, why)
+
+    def set_price(
+        self,
+        name: str,
+        *,
+        input_cost_per_token: float | None = None,
+        output_cost_per_token: float | None = None,
+    ) -> None:
+        """The price of a model is another from now on; None leaves a part as it is. From any thread.
+
+        Raises :class:`ConfigError` where there is no such model, or the price cannot be.
+        """
+        self.roster.reprice(name, input_cost_per_token, output_cost_per_token)
 
     # -- feedback -------------------------------------------------------------------------------
 
@@ -450,7 +507,7 @@ class LLMManager:
                     "waiting": len(instance.queue),
                     **instance.recorder.snapshot(),
                 }
-                for name, instance in self.instances.items()
+                for name, instance in list(self.instances.items())
             },
             "interfaces": {
                 node: {
@@ -461,7 +518,7 @@ class LLMManager:
                     **self.control.snapshot(interface),
                     **interface.recorder.snapshot(),
                 }
-                for (flow, node), interface in self.interfaces.items()
+                for (flow, node), interface in list(self.interfaces.items())
             },
             "certified": {flow: {"status": status.value} for flow, status in self._certified().items()},
         }
@@ -475,12 +532,36 @@ class LLMManager:
             flows.setdefault(flow, []).append(interface.router.certified())
         return {flow: certified_flow(nodes) for flow, nodes in flows.items()}
 
-    def _add_instance(self, name: str, config: ModelConfig) -> None:
+    def make_instance(self, name: str, config: ModelConfig, backend: Backend | None = None) -> LLMInstance:
+        """A model that can be asked. Raises :class:`ConfigError` where the configuration cannot work."""
         price = Prices.of(name, config)
         config = _simulated_without_key(config)
-        backend = self._backends.get(name) or make_backend(name, config)
-        self.instances[name] = LLMInstance(
+        backend = backend or self._backends.get(name) or make_backend(name, config)
+        instance = LLMInstance(
             name, config, backend, price, self.clock, self.share, lent=self._lender is not None
+        )
+        instance.announce = self.announce
+        return instance
+
+    def limited(self, instance: LLMInstance) -> None:
+        """Have a model that came while it runs keep the limits that are there for all processes."""
+        if self._commons is not None:
+            self._commons.add(instance)
+        elif instance.has_rate:
+            self._commons = self._new_commons()
+            if self.running:
+                self._commons.start()
+
+    def _new_commons(self) -> Commons:
+        return Commons(
+            self._lender or OwnHub(self.clock),
+            self.instances,
+            self._purses,
+            run_id=lambda: self.run_id,
+            part=1.0 if self._lender is not None else self.share.amount(1.0),
+            patience=self.settings.redis.patience_seconds,
+            lost=self._give_up,
+            clock=self.clock,
         )
 
     def _purses(self) -> dict[str, tuple[Purse, float]]:
@@ -502,9 +583,9 @@ class LLMManager:
         return {name: instance.config for name, instance in self.instances.items()}
 
     def _serving(self, node: NodeSpec) -> list[LLMInstance]:
-        of_type = [i for i in self.instances.values() if offers(i.config, node.model_type)]
-        serving = [i for i in of_type if allowed(node.rules, i.name, i.config)]
+        serving = self.roster.serving(node, self.instances.values())
         if not serving:
+            of_type = [i for i in self.instances.values() if offers(i.config, node.model_type)]
             if not self.instances:
                 why = "the configuration names no model: add a [models.NAME] section"
             elif not of_type:
@@ -531,29 +612,27 @@ class LLMManager:
         good: list[Feedback] = []
         for one in feedback:
             if not self._resolve(one):
-                self.refused_feedback += 1
                 continue
-            if not self._take(one):
-                self.refused_feedback += 1
-                log.warning("feedback about an unknown node '%s'", one.node)
+            told = self._shares(one)
+            if not told:
+                self._refuse(one, "nobody knows the node")
                 continue
+            if one.path and one.kind is not FeedbackKind.failure:
+                for shared in self.flow_targets.values():
+                    shared.scored(ref.node for ref in one.path)
+            for interface, part in told:
+                interface.router.learn(part)
+                if self.custom is not None and record:
+                    self.custom.heard(part)
             good.append(one)
         if record:
             self.recording.feedback(good)
 
-    def _take(self, one: Feedback) -> bool:
-        """Have it learned by the router that it is about, or by all of its path; False where none is here."""
+    def _shares(self, one: Feedback) -> list[tuple[LLMInterface, Feedback]]:
+        """What it says to whom: to the router that it is about, or to all of its path."""
         told = split(one, self._expected) if one.path else (one,)
-        if one.path and one.kind is not FeedbackKind.failure:
-            for shared in self.flow_targets.values():
-                shared.scored(ref.node for ref in one.path)
-        found = False
-        for part in told:
-            interface = self._interface_of(part.node)
-            if interface is not None:
-                interface.router.learn(part)
-                found = True
-        return found
+        there = ((self._interface_of(part.node), part) for part in told)
+        return [(interface, part) for interface, part in there if interface is not None]
 
     def _expected(self, ref: CallRef) -> float | None:
         interface = self._interface_of(ref.node)
@@ -572,9 +651,7 @@ class LLMManager:
         """Fill in what the sender did not know. False where the feedback is no use."""
         for name, value in (("score", one.score), ("weight", one.weight)):
             if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-                log.warning(
-                    "feedback about node '%s' refused: the %s %r is not in [0, 1]", one.node, name, value
-                )
+                self._refuse(one, f"the {name} {str(value)[:40]} is not in [0, 1]")
                 return False
         if not one.time:
             one.time = self.clock.time()
@@ -585,7 +662,15 @@ class LLMManager:
                 known = self.recording.ref_of(one.call_id)
                 if known is not None:
                     one.node, one.arm, one.context = known.node, known.arm, known.context
+        if not one.arm:
+            self._refuse(one, "nobody knows the call")
         return bool(one.arm)
+
+    def _refuse(self, one: Feedback, why: str) -> None:
+        self.refused_feedback += 1
+        n = self.refused_feedback
+        if n & (n - 1) == 0:  # a million of them are told of twenty times
+            log.warning("feedback about node '%s' refused: %s (%d refused by now)", one.node[:80], why, n)
 
     def _look_up(self, call_id: str, node: str, item_key: str) -> CallRef | None:
         """The call as the recording knows it. From any thread."""
@@ -602,15 +687,20 @@ class LLMManager:
 
     def _remember(self, interfaces: Sequence[LLMInterface]) -> None:
         """Fold what is recorded of nodes into their routers; a bus that remembers does it by itself."""
-        if not self.settings.run.learn_from_recording or self._shared is not None:
-            return
+        if self.settings.run.learn_from_recording and self._shared is None:
+            self.remember(self.recording, interfaces)
+
+    def remember(self, recording: Recording, interfaces: Sequence[LLMInterface]) -> None:
+        """Fold what a recording holds of nodes that have just come into their routers."""
         by_flow: dict[str, list[str]] = {}
         for interface in interfaces:
             by_flow.setdefault(interface.node.flow, []).append(interface.node.id)
         for flow, new in by_flow.items():
             there = [node for known, node in self.interfaces if known == flow]
-            for one in saved.fold(self.recording, flow, new, there):
-                self._take(one)
+            for one in saved.fold(recording, flow, new, there):
+                for interface, part in self._shares(one):
+                    if not interface.router.knows(part):  # from a saved state
+                        interface.router.learn(part)
 
     def _described(self) -> dict[str, Any]:
         described = self.settings.model_dump(mode="json", exclude_defaults=True)
@@ -659,15 +749,19 @@ class LLMManager:
         for task in self._tasks:
             task.cancel()
         if drain == "sent":
-            for instance in self.instances.values():
+            instances = [*self.instances.values(), *self.roster.leaving]
+            for instance in instances:
                 instance.queue.shut()
-            while any(instance.queue.in_flight for instance in self.instances.values()):
+            while any(instance.queue.in_flight for instance in instances):
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.005)  # for those that were answered last to get to their end
         if drain is not True:
             for interface in self.interfaces.values():
                 interface.cancel()
         await self._drained()
+        if self.custom is not None:
+            await self.custom.close()
+        await self.roster.close()
         if self._commons is not None:
             await self._commons.close()
         if self.store is not None:
@@ -678,6 +772,8 @@ class LLMManager:
     async def _drained(self) -> None:
         for interface in list(self.interfaces.values()):
             await interface.drained()
+        if self.custom is not None:
+            await self.custom.settled()
         # Feedback that those answers caused is still on its way through the loop.
         await asyncio.sleep(0)
 

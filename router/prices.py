@@ -78,11 +78,13 @@ class Prices:
         missing = f"models.{name}.{'output' if sent is not None else 'input'}_cost_per_token"
         if config.backend == "simulated":
             raise PriceUnknown(f"{missing}: a simulated model has to state its prices")
-        listed = None if config.backend == "llamacpp" else _listed(config)
+        listed = None if config.backend in ("llamacpp", "head") else _listed(config)
         if listed is not None:
             return _with_overrides(listed, config)
         if sent is not None or made is not None:
             raise PriceUnknown(f"{missing}: set it too, for genai-prices does not know the model")
+        if config.backend == "head":
+            return Price(source="free", note="a classifier in this process")
         if config.backend == "llamacpp":
             return Price(source="free", note="runs on this machine; set 'per_hour' to count its time")
         if is_loopback(config.url):

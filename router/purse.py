@@ -37,6 +37,11 @@ class Purse:
         left = self.budget - self._elsewhere - spent
         return left if left > _NOTHING else 0.0
 
+    def began_with(self, spent: float) -> None:
+        """The run had spent at least so many dollars before this process began."""
+        self.before = max(self.before, spent)
+        self._elsewhere = max(self._elsewhere, self.before)
+
     def heard(self, spent: float, total: float, processes: int) -> None:
         """``processes`` have spent ``total`` by now in the whole run, this one ``spent`` of it."""
         # A lender that forgot, as a Redis that began anew, does not make spent money come back.

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from chainwax.router.agreement import Agreement, agrees, same
+from chainwax.router.backends.base import Weighing
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.credit import DOUBTED, FAILED, failure
+from chainwax.router.doubts import Doubts
 from chainwax.router.errors import (
+    Abstains,
     AnswerInvalid,
     BudgetSpent,
     CallError,
@@ -22,7 +26,8 @@ from chainwax.router.errors import (
 )
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
-from chainwax.router.policies import POLICIES, Plan, Policy, Watching
+from chainwax.router.learning.packed import generator, resume
+from chainwax.router.policies import POLICIES, Plan, Policy, Remembering, Watching
 from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
@@ -48,6 +53,11 @@ _WORTH_WAITING = 5.0
 _REMEMBERED = 20_000
 """Scores that are remembered so that a revised one replaces the earlier."""
 
+_DOUBTED = 0.1
+"""Share of the calls at which the policy still chooses while all scores are 0: so that it is noticed when
+they are not any more."""
+_LEARNING = (Form.adaptive, Form.switched)
+"""Forms that choose by the scores."""
 _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
 _NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
@@ -105,8 +115,13 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
-        self._scores: dict[int, _Said] = {}
         self.agreement = Agreement()
+        """How often other arms' answers lead to the same as the strongest's, where nobody scores."""
+        self.doubts = Doubts(node.id)
+        """What is odd about the scores that come."""
+        self._scores: dict[int, _Said] = {}
+        self._saved_at: float | None = None
+        """When what is known was saved, where it comes from a saved state."""
         self._shadows: set[asyncio.Task[None]] = set()
         self._budget_told = False
         self.purse = None if node.budget is None else Purse(node.budget)
@@ -114,7 +129,7 @@ class LLMRouter:
         """Calls that were served in the mode ``observe``."""
         self.observed_cost = 0.0
         """Dollars that they cost."""
-        self._wished = [0] * len(self.stats.arms)
+        self._wished: Counter[str] = Counter()
 
     def change(self, node: NodeSpec) -> None:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
@@ -124,6 +139,20 @@ class LLMRouter:
         for policy in self._policies.values():
             policy.node = node
         self.stats.version += 1
+
+    def add(self, instance: LLMInstance) -> None:
+        """A model may be asked from now on."""
+        self._arms_change(lambda: self.stats.add(instance))
+
+    def withdraw(self, model: str) -> None:
+        """A model takes no new calls of this node; those that it was given it answers."""
+        self._arms_change(lambda: self.stats.withdraw(model))
+
+    def _arms_change(self, change: Callable[[], None]) -> None:
+        before = self.stats.arms[:1]
+        change()
+        if self.certificate is not None and self.stats.arms[:1] != before:
+            self.certificate.renew()  # it was a claim about another strongest
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:
@@ -167,12 +196,15 @@ class LLMRouter:
             earlier = self._scores.pop(which, None)
             if earlier is not None:
                 self._count(state, earlier, -1.0, feedback.kind)
+            elif not self._takes(feedback):
+                return
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
             self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
         self._count(state, _Said(feedback.score, feedback.others, feedback.weight), 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _NO_QUALITY:
+            self._tell(self.doubts.scored(feedback.score))
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
         if feedback.kind not in _UNUSED and isinstance(self.policy, Watching):
@@ -187,30 +219,56 @@ class LLMRouter:
         return None if state is None else self.stats.quality(state)
 
     def state(self) -> dict[str, Any]:
-        """What was learned from feedback, JSON-ready: all of it, to the last bit."""
-        stats = self.stats
+        """All that is known and where all random generators stand, JSON-ready, to the last bit.
+
+        No text of a prompt or an answer is in it.
+        """
+        policies = {form: p for form, p in self._policies.items() if isinstance(p, Remembering)}
         return {
-            "arms": {
-                s.key: [float(stats.right[s.index]), float(stats.wrong[s.index]), s.scores, s.scored]
-                for s in stats.arms
-            },
-            "served": [stats.served_scores, stats.served_scored],
+            "stats": self.stats.state(),
             "said": list(self._scores.items()),
             "agreement": self.agreement.state(),
+            "time": self._clock.time(),
+            "policies": {form.value: policy.state() for form, policy in policies.items()},
+            "certificate": None if self.certificate is None else self.certificate.state(),
+            "doubts": self.doubts.state(),
+            "random": generator(self._random),
+            "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
+            "observed": [self.observed, self.observed_cost, dict(self._wished)],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
-        stats = self.stats
-        for key, (right, wrong, scores, scored) in state["arms"].items():
-            arm = stats.by_key.get(key)
-            if arm is not None:
-                stats.right[arm.index], stats.wrong[arm.index] = right, wrong
-                arm.scores, arm.scored = scores, scored
-        stats.served_scores, stats.served_scored = state["served"]
-        stats.version += 1
-        self.agreement.restore(state["agreement"])
+    def restore(self, state: Mapping[str, Any], *, same_run: bool = True, same_process: bool = True) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over.
+
+        What was spent and observed counts where this is the ``same_run``. A process draws from random
+        generators of its own where it is not the ``same_process`` of its run.
+        """
+
+        def taken(known: Mapping[str, Any]) -> Mapping[str, Any]:
+            return known if same_process else {k: v for k, v in known.items() if k != "random"}
+
+        self.stats.restore(state["stats"])
         self._scores = {which: _Said(*said) for which, said in state["said"]}
+        self.agreement.restore(state["agreement"])
+        self._saved_at = state["time"]
+        self.doubts.restore(state["doubts"])
+        for form, known in state["policies"].items():
+            policy = self._policy_of(Form(form))
+            if isinstance(policy, Remembering):
+                policy.restore(taken(known))
+        if self.certificate is not None and state["certificate"] is not None:
+            self.certificate.restore(taken(state["certificate"]))
+        if same_process:
+            resume(self._random, state["random"])
+        if same_run:
+            if self.purse is not None:
+                self.purse.began_with(state["spent"])
+            self.observed, self.observed_cost, wished = state["observed"]
+            self._wished = Counter({key: n for key, n in wished.items() if key in self.stats.by_key})
+
+    def knows(self, feedback: Feedback) -> bool:
+        """Whether a recorded score is in the saved state that this router began with."""
+        return self._saved_at is not None and feedback.time <= self._saved_at
 
     async def finish(self) -> None:
         """Wait for what is still asked in the shadow."""
@@ -239,6 +297,7 @@ class LLMRouter:
             "quality_low": low if scored else None,
             "quality_high": high if scored else None,
             "scores": stats.served_scored,
+            "ignored_scores": self.doubts.ignored,
             # What the same calls would have cost with one model alone: measured, else from its price.
             "alone_usd": {s.key: stats.calls * stats.mean_cost(s) for s in stats.arms},
             "call_usd": {s.key: stats.mean_cost(s) for s in stats.arms},
@@ -253,7 +312,7 @@ class LLMRouter:
                 "cost_usd": self.observed_cost,
                 # Had the policy's choices been enforced, at what each arm costs on average.
                 "would_cost_usd": sum(
-                    n * stats.mean_cost(s) for n, s in zip(self._wished, stats.arms, strict=True)
+                    n * stats.mean_cost(stats.by_key[key]) for key, n in self._wished.items()
                 ),
             }
         return out
@@ -264,6 +323,15 @@ class LLMRouter:
         if alone and (self.certificate is None or self.certificate.only_strongest):
             return Certified.met  # its own answers keep any target
         return self.certificate or Certified.unknown
+
+    def _takes(self, feedback: Feedback) -> bool:
+        takes, decision = self.doubts.takes(feedback.call_id, feedback.arm)
+        self._tell(decision)
+        return takes
+
+    def _tell(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self._announce(decision)
 
     def _certify(self, feedback: Feedback, earlier: float | None) -> None:
         certificate = self.certificate
@@ -291,6 +359,8 @@ class LLMRouter:
             self.observed_cost += result.cost_usd
         if result.arm is not None:
             self.stats.served(self.stats.by_key[result.arm.key])
+            if self.node.form in _LEARNING and self.node.mode is Mode.enforce:
+                self._tell(self.doubts.answered(self.stats.calls, self.stats.served_scored))
 
     def _plan(self, query: Query) -> Plan:
         node = self.node
@@ -309,7 +379,7 @@ class LLMRouter:
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
-        self._wished[wished.arms[0].index] += 1
+        self._wished[wished.arms[0].key] += 1
         others = [s for s in serving if s is not today.arms[0]]
         if others and self._random.random() < self.node.observe_share:
             today.shadow = (self._random.choice(others),)
@@ -318,6 +388,9 @@ class LLMRouter:
     def _certified_plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """The policy's plan, paired with the strongest now and then; the strongest alone where it must be."""
         certificate = self.certificate
+        if self.doubts.all_zero and self.node.form in _LEARNING and self._random.random() >= _DOUBTED:
+            # No model is better than another by such scores, and the cheapest is not therefore good enough.
+            return Plan(arms, 1.0 - _DOUBTED)
         plan = self.policy.plan(query, arms)
         if certificate is None or not self.node.certify or arms[0] is not self.stats.arms[0]:
             return plan
@@ -392,8 +465,18 @@ class LLMRouter:
         errors: list[tuple[ArmState, CallError]] = []
         answer: tuple[Any, Attempt] | None = None
         left = list(plan.arms)
-        while left:
+        tried: list[ArmState] = []
+        abstained: list[ArmState] = []
+        while True:
+            # A model that was withdrawn meanwhile is not asked, and others take its place.
+            if any(not s.here for s in plan.arms):
+                left = [s for s in left if s.here]
+                if answer is None and not left:
+                    left = [s for s in self.stats.arms if s not in tried]
+            if not left:
+                break
             state = left.pop(0)
+            tried.append(state)
             try:
                 value, attempt = await self._ask(
                     query,
@@ -405,27 +488,56 @@ class LLMRouter:
                 )
             except CallError as error:
                 errors.append((state, error))
+                if isinstance(error, Abstains):
+                    abstained.append(state)
                 if answer is not None:
                     break  # the answer that was doubted is better than none
                 continue
             answer = value, attempt
-            if not (plan.watched and left and isinstance(self.policy, Watching)):
+            if not (plan.watched and isinstance(self.policy, Watching)):
                 break
             further = self.policy.escalate(query, plan, state, attempt, value)
-            if further is None:
-                break
+            if further is None or further not in left:
+                break  # good enough, or all that might be better have failed
             if query.parents:
                 self._blame(query, DOUBTED)
             del left[: left.index(further)]
+        for state in abstained:
+            answer = self._weighed(query, state, answer, result)
         if answer is not None:
             self._settle(result, *answer)
             return
+        if not errors:
+            raise NoModelAllowed(f"node '{self.node.id}': no model is left for it")
         if len(errors) == 1:
             raise errors[0][1]
         raise type(errors[-1][1])(
             f"node '{self.node.id}': none of {len(errors)} models could answer: "
             + "; ".join(f"{s.key}: {e}" for s, e in errors)
         )
+
+    def _weighed(
+        self, query: Query, state: ArmState, answer: tuple[Any, Attempt] | None, result: CallResult
+    ) -> tuple[Any, Attempt] | None:
+        """What a model that abstained makes of another's answer; that answer where it is silent."""
+        backend = state.instance.backend
+        if not isinstance(backend, Weighing):
+            return answer
+        said = {} if answer is None else {answer[1].arm.key: answer[1].text or ""}
+        text = backend.weigh(query, said)
+        if text is None:
+            return answer
+        try:
+            value = self.node.answer.parse(text)
+        except AnswerInvalid:
+            return answer
+        # The answer is its own, whoever said it first: the score will be about having asked it.
+        attempt = Attempt(query.call_id, len(result.attempts) + 1, state.arm, state.instance.tier.value)
+        attempt.started, attempt.text = self._clock.time(), text
+        attempt.simulated = bool(answer and answer[1].simulated and same(value, answer[0]))
+        result.attempts.append(attempt)
+        state.instance.recorder.record(attempt)
+        return value, attempt
 
     async def _together(
         self, query: Query, plan: Plan, result: CallResult, known: dict[str, Attempt]
@@ -523,7 +635,8 @@ class LLMRouter:
                 return attempt
             instance.recorder.record(attempt)
             pause = instance.pause_before(error, number)
-            if not error.retryable or number == tries or (not patient and pause > _WORTH_WAITING):
+            too_long = not patient and pause > _WORTH_WAITING
+            if not error.retryable or number == tries or too_long or not state.here:
                 raise error
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")

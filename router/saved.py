@@ -36,7 +36,10 @@ def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
     def collect(where: Mapping[str, Any] | None) -> None:
         routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
         targets = {flow: shared.state() for flow, shared in manager.flow_targets.items()}
-        state.set_result({"version": _VERSION, "bus": where, "nodes": routers, "flow_targets": targets})
+        whose = {"run": manager.run_id, "process": manager.share.index}
+        state.set_result(
+            {"version": _VERSION, **whose, "bus": where, "nodes": routers, "flow_targets": targets}
+        )
 
     if bus is None:
         manager.loop.call_soon_threadsafe(collect, None)
@@ -56,11 +59,13 @@ def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -
     if bus is not None and not (state["bus"] and bus.go_on_from(state["bus"])):
         return False
     routers = {node: one.router for (_, node), one in manager.interfaces.items()}
+    same_run = state["run"] == manager.run_id
+    same_process = state["process"] == manager.share.index
 
     async def restore() -> None:
         for node, saved in state["nodes"].items():
             if node in routers:
-                routers[node].restore(saved)
+                routers[node].restore(saved, same_run=same_run, same_process=same_process)
         for flow, kept in state["flow_targets"].items():
             if flow in manager.flow_targets:
                 manager.flow_targets[flow].restore(kept)

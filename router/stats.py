@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chainwax.router.instance import LLMInstance
+from chainwax.router.prices import Price
 from chainwax.router.recorder import wilson
 from chainwax.router.types import Arm, Attempt, Tier
 
@@ -35,8 +36,13 @@ class ArmState:
     arm: Arm
     instance: LLMInstance
     index: int
+    """Its place in the arrays of the statistics, for ever."""
     key: str
     """The arm's key."""
+    rank: int = 0
+    """Its place among those that may be asked, strongest tier first; changes when models come and go."""
+    here: bool = True
+    """Whether it may be asked; not when its model was withdrawn."""
     asked: int = 0
     """Attempts, failed ones and shadows included."""
     used: int = 0
@@ -47,9 +53,13 @@ class ArmState:
     scored: float = 0.0
     """Number of scores."""
     paid: float = 0.0
-    """Dollars."""
+    """Dollars, at today's price."""
+    repriced: float = 0.0
+    """How much of ``paid`` was never paid, but came by a change of price."""
     priced: int = 0
     """Attempts that answered, which ``paid`` is spread over."""
+    before: tuple[float, int] = (0.0, 0)
+    """What ``paid`` and ``priced`` were in a saved state: others' costs tell of this process's too."""
 
     def as_json(self) -> dict[str, Any]:
         """For reports."""
@@ -65,27 +75,30 @@ class ArmState:
             "score_low": low if self.scored else None,
             "score_high": high if self.scored else None,
             "scores": self.scored,
-            "cost_usd": self.paid,
-            "answers": self.priced,
+            "cost_usd": self.paid - self.repriced - self.before[0],
+            "answers": self.priced - self.before[1],
         }
 
 
 class NodeStats:
     """The arms of one node, strongest tier first, with a Beta posterior for each arm's quality.
 
-    ``right`` and ``wrong`` have one entry an arm: pseudo-counts of the score in [0, 1].
+    ``right`` and ``wrong`` have one entry an arm: pseudo-counts of the score in [0, 1]. Arms may come and go;
+    one that has gone keeps its place there, and ``arms`` is another list then.
     """
 
     def __init__(self, instances: Sequence[LLMInstance]) -> None:
-        ordered = sorted(instances, key=lambda i: _TIER_ORDER.index(i.tier))
-        self.arms = [ArmState(arm, instance, 0, arm.key) for instance in ordered for arm in instance.arms]
-        for index, state in enumerate(self.arms):
-            state.index = index
-        self.by_key = {state.key: state for state in self.arms}
-        self.right: NDArray[np.float64] = np.array([_PRIOR[s.instance.tier][0] for s in self.arms])
-        self.wrong: NDArray[np.float64] = np.array([_PRIOR[s.instance.tier][1] for s in self.arms])
+        self.arms: list[ArmState] = []
+        """Those that may be asked."""
+        self.by_key: dict[str, ArmState] = {}
+        """Those that were withdrawn too: their scores still come."""
+        self.right: NDArray[np.float64] = np.zeros(0)
+        self.wrong: NDArray[np.float64] = np.zeros(0)
         self.version = 0
         """Counts what was learned: whoever caches a result of the statistics compares it."""
+        for instance in sorted(instances, key=lambda i: _TIER_ORDER.index(i.tier)):
+            self.add(instance)
+        self.version = 0
         self.spent = 0.0
         """Dollars, all attempts of this node."""
         self.calls = 0
@@ -95,6 +108,43 @@ class NodeStats:
         """Sum and number of the scores that came from downstream for answers that were used."""
         self._tokens = (0, 0)
         self._answers = 0
+
+    def add(self, instance: LLMInstance) -> None:
+        """A model may be asked from now on. What was known of its arms, had it been there before, counts."""
+        right, wrong = _PRIOR[instance.tier]
+        for arm in instance.arms:
+            known = self.by_key.get(arm.key)
+            if known is None:
+                self.by_key[arm.key] = ArmState(arm, instance, len(self.by_key), arm.key)
+                self.right = np.append(self.right, right)
+                self.wrong = np.append(self.wrong, wrong)
+            else:
+                known.arm, known.instance, known.here = arm, instance, True
+        self._arrange()
+
+    def withdraw(self, model: str) -> None:
+        """A model may not be asked any more."""
+        for state in self.arms:
+            state.here = state.here and state.instance.name != model
+        self._arrange()
+
+    def reprice(self, instance: LLMInstance, before: Price) -> None:
+        """The price of a model has changed: what its calls cost by now is reckoned at the new one."""
+        tokens = self._mean_tokens()
+        old, new = before.estimate(*tokens), instance.price.estimate(*tokens)
+        for state in self.by_key.values():
+            if state.instance is instance and state.priced:
+                paid = state.paid * new / old if old > 0 else state.priced * new
+                state.repriced += paid - state.paid
+                state.paid = paid
+        self.version += 1
+
+    def _arrange(self) -> None:
+        here = [state for state in self.by_key.values() if state.here]
+        self.arms = sorted(here, key=lambda s: (_TIER_ORDER.index(s.instance.tier), s.index))
+        for rank, state in enumerate(self.arms):
+            state.rank = rank
+        self.version += 1
 
     def asked(self, state: ArmState, attempt: Attempt, answered: bool) -> None:
         """An attempt was made."""
@@ -129,15 +179,60 @@ class NodeStats:
         state.scored += weight
         self.version += 1
 
+    def know(self, state: ArmState, right: float, n: int) -> None:
+        """An arm was proved before it served: ``n`` answers, ``right`` of them right."""
+        self.right[state.index] += right
+        self.wrong[state.index] += n - right
+        self.version += 1
+
     def mean_cost(self, state: ArmState) -> float:
         """Dollars for a call: measured, else from the price and the tokens that this node's calls take."""
         if state.priced:
             return state.paid / state.priced
-        tokens = _GUESSED_TOKENS
-        if self._answers:
-            tokens = (self._tokens[0] / self._answers, self._tokens[1] / self._answers)
+        tokens = self._mean_tokens()
         return state.instance.price.estimate(round(tokens[0]), round(tokens[1]))
+
+    def _mean_tokens(self) -> tuple[float, float]:
+        """Tokens in and out that this node's calls take."""
+        if not self._answers:
+            return _GUESSED_TOKENS
+        return self._tokens[0] / self._answers, self._tokens[1] / self._answers
 
     def by_cost(self, states: Sequence[ArmState]) -> list[ArmState]:
         """Cheapest first; at equal cost the stronger tier first."""
-        return sorted(states, key=lambda s: (self.mean_cost(s), s.index))
+        return sorted(states, key=lambda s: (self.mean_cost(s), s.rank))
+
+    def state(self) -> dict[str, Any]:
+        """What was learned of scores, costs and tokens, JSON-ready.
+
+        What this process asked and spent is not in it: the recording tells it.
+        """
+        return {
+            "version": self.version,
+            "arms": {
+                s.key: {
+                    "quality": [float(self.right[s.index]), float(self.wrong[s.index])],
+                    "scores": [s.scores, s.scored],
+                    "costs": [s.paid, s.priced],
+                }
+                for s in self.arms
+            },
+            "served": [self.served_scores, self.served_scored],
+            "tokens": [*self._tokens, self._answers],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        for key, known in state["arms"].items():
+            arm = self.by_key.get(key)
+            if arm is None:
+                continue
+            self.right[arm.index], self.wrong[arm.index] = known["quality"]
+            arm.scores, arm.scored = known["scores"]
+            arm.paid, arm.priced = known["costs"]
+            arm.before = (arm.paid, arm.priced)
+        self.served_scores, self.served_scored = state["served"]
+        sent, made, self._answers = state["tokens"]
+        self._tokens = (sent, made)
+        # Whoever kept a result of the statistics may go on with it where the arms are the same ones.
+        self.version = state["version"] + (state["arms"].keys() != self.by_key.keys())

@@ -174,6 +174,8 @@ class NodeSpec:
     """In ``observe``: the largest share of calls that is also asked elsewhere."""
     target: float = 0.99
     """Least quality, as a share of the strongest model's."""
+    worth: float | None = None
+    """Dollars for a point of quality, in place of the target; for the form ``switched``."""
     flow_target: float | None = None
     """Least quality of the flow's end result, as a share of what the strongest models everywhere would reach;
     ``target`` is then the node's part of it. None leaves ``target`` as it is."""

@@ -38,7 +38,15 @@ from typer.main import get_command
 from chainwax.flows.cli import app
 from chainwax.router import ModelConfig, NodeConfig, NodeSpec, RunConfig, Settings, Simulation, load_settings
 from chainwax.router.backends import BACKENDS
-from chainwax.router.config import AgentsConfig, BusConfig, LocalEngine, RedisConfig, ServeConfig
+from chainwax.router.config import (
+    AgentsConfig,
+    BusConfig,
+    CustomConfig,
+    LocalEngine,
+    RedisConfig,
+    ServeConfig,
+)
+from chainwax.router.custom import TRAINERS
 from chainwax.router.policies import POLICIES
 from chainwax.router.prices import Prices
 
@@ -79,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to be in, without settings and keys, with what a page registers taken back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with patch.dict(BACKENDS), patch.dict(POLICIES), patch.dict(os.environ):
+    with patch.dict(BACKENDS), patch.dict(POLICIES), patch.dict(TRAINERS), patch.dict(os.environ):
         for name in [*os.environ]:
             if name.startswith("CHAINWAX_") or name.endswith("_API_KEY"):
                 del os.environ[name]
@@ -175,7 +183,9 @@ def check_command(group: Any, words: list[str], where: str) -> None:
     assert words, where
     assert words[0] in group.commands, f"{where}: no such command"
     command = group.commands[words[0]]
-    if hasattr(command, "commands"):
+    if hasattr(command, "commands") and not (
+        command.invoke_without_command and (len(words) == 1 or words[1].startswith("-"))
+    ):
         check_command(command, words[1:], where)
         return
     try:
@@ -240,6 +250,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("[models.NAME]", "CHAINWAX_MODELS__NAME__", ModelConfig),
     ("[models.NAME.simulation]", "CHAINWAX_MODELS__NAME__SIMULATION__", Simulation),
     ("[models.NAME.engine]", "CHAINWAX_MODELS__NAME__ENGINE__", LocalEngine),
+    ("[custom]", "CHAINWAX_CUSTOM__", CustomConfig),
     ("[bus]", "CHAINWAX_BUS__", BusConfig),
     ("[serve]", "CHAINWAX_SERVE__", ServeConfig),
     ("[redis]", "CHAINWAX_REDIS__", RedisConfig),
@@ -305,7 +316,7 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         assert not missing, f"{title}: print the tables with: python tests/test_docs.py"
     keys = sum(len(section.model_fields) - 2 * (section is ModelConfig) for _, _, section in SECTIONS)
     assert len(re.findall(r"^\| `\w+` \|", page, flags=re.MULTILINE)) == keys
-    names = {"run", "defaults", "nodes", "models", "bus", "serve", "redis", "agents"}
+    names = {"run", "defaults", "nodes", "models", "custom", "trainers", "bus", "serve", "redis", "agents"}
     assert set(Settings.model_fields) == names
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import inspect
 import linecache
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -117,12 +119,18 @@ class _Reader:
     def __init__(self, found: Touches, listener: Listener) -> None:
         self._found = found
         self._listener = listener
-        self._seen: set[CodeType] = set()
+        self._seen: set[tuple[CodeType, int]] = set()
+        self._walked: dict[int, Any] = {}
 
     def function(self, fn: Any) -> None:
         """Read a function; a library's is taken to be harmless."""
+        own = None
         if isinstance(fn, MethodType):
-            fn = fn.__func__
+            own, fn = fn.__self__, fn.__func__
+        if isinstance(fn, partial):
+            self._held([*fn.args, *fn.keywords.values()])
+            self.function(fn.func)
+            return
         if hasattr(fn, "__wrapped__"):
             self.function(fn.__wrapped__)
         if not isinstance(fn, FunctionType):
@@ -131,14 +139,15 @@ class _Reader:
             if type(fn).__module__ == self._listener.agent.__class__.__module__:
                 self.worst(fn)  # an object of the agents' own that can be called
             return
-        if fn.__code__ in self._seen or not _is_own(fn, self._listener):
+        if (fn.__code__, id(own)) in self._seen or not _is_own(fn, self._listener):
             return
-        self._seen.add(fn.__code__)
+        self._seen.add((fn.__code__, id(own)))
+        self._held([*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()])
         node = _source_of(fn.__code__)
         if node is None:
             self.worst(fn)
             return
-        _Function(self, self._found, fn, node).read()
+        _Function(self, self._found, fn, node, own).read()
 
     def worst(self, fn: Any) -> None:
         """Nothing can be known of a function: it may change all that it can reach."""
@@ -166,18 +175,52 @@ class _Reader:
             self._found.reads.setdefault(place, value)
             if changes and not is_leaf(value):
                 self._found.writes.add(place)
+            self._held(value)
+
+    def _held(self, value: Any) -> None:
+        """What can be reached through a value: streams in a dict, functions in a list, an object's own."""
+        todo = [value]
+        while todo:
+            one = todo.pop()
+            if is_leaf(one) or id(one) in self._walked:
+                continue
+            self._walked[id(one)] = one
+            if isinstance(one, Stream):
+                self._found.streams.add(one.stream_id)
+            elif isinstance(one, Agent):
+                self.agent(one)
+            elif isinstance(one, FunctionType | MethodType):
+                self.function(one)
+            elif isinstance(one, Mapping):
+                todo += [*one.keys(), *one.values()]
+            elif isinstance(one, list | tuple | set | frozenset | deque):
+                todo += one
+            elif type(one).__module__ == type(self._listener.agent).__module__:
+                # An object of the agents' own: its methods are their code too.
+                todo += vars(one).values() if hasattr(one, "__dict__") else ()
+                todo += [
+                    fn
+                    for cls in type(one).__mro__
+                    for fn in vars(cls).values()
+                    if isinstance(fn, FunctionType)
+                ]
 
 
 class _Function(ast.NodeVisitor):
     """Reads one function."""
 
-    def __init__(self, reader: _Reader, found: Touches, fn: FunctionType, node: ast.AST) -> None:
+    def __init__(
+        self, reader: _Reader, found: Touches, fn: FunctionType, node: ast.AST, own: object = None
+    ) -> None:
         self._reader = reader
         self._found = found
         self._fn = fn
         self._node = node
         self._cells = _cells(fn)
         self._locals = set(fn.__code__.co_varnames) | set(fn.__code__.co_cellvars)
+        self._own = own
+        """What the function is a method of, and the name that it calls it by."""
+        self._own_name = fn.__code__.co_varnames[0] if own is not None and fn.__code__.co_argcount else ""
         self._fresh = _fresh_names(node)
         self._parents: dict[ast.AST, ast.AST] = {}
 
@@ -224,6 +267,9 @@ class _Function(ast.NodeVisitor):
         name, here = inner.id, inner
         if name in self._cells:
             place, value = self._variable(name, self._cells[name]), _content(self._cells[name])
+        elif name == self._own_name and isinstance(self._own, Agent):
+            # Only its attributes are places; what is done with all of it is seen at the end of the chain.
+            place, value = Place("variable", None, name, name), self._own
         elif name in self._locals:
             self._of_local(name, node)
             return
@@ -378,7 +424,8 @@ class _Function(ast.NodeVisitor):
             return vars(agent)[name]
         static = inspect.getattr_static(type(agent), name, None)
         if isinstance(static, property):
-            self._reader.function(static.fget)
+            if static.fget is not None:
+                self._reader.function(MethodType(static.fget, agent))
             return None
         if isinstance(static, staticmethod | classmethod):
             return static.__func__
@@ -430,10 +477,14 @@ def is_leaf(value: Any) -> bool:
 def _is_flat(value: Any) -> bool:
     """Whether what a value holds can never change, whatever becomes of the value itself."""
     if isinstance(value, dict):
-        return all(map(is_leaf, value.values())) and bool(value)
+        return all(map(_is_fixed, value.values())) and bool(value)
     if isinstance(value, list | tuple | set | frozenset):
-        return all(map(is_leaf, value)) and bool(value)
+        return all(map(_is_fixed, value)) and bool(value)
     return False
+
+
+def _is_fixed(value: Any) -> bool:
+    return is_leaf(value) or isinstance(value, Stream | Model | FunctionType | MethodType)
 
 
 def _fresh_names(node: ast.AST) -> set[str]:

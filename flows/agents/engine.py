@@ -39,7 +39,18 @@ Out = tuple[str, Item] | FailedItem
 class Run:
     """The listeners of one delivery, one after the other, without models."""
 
-    __slots__ = ("done", "failures", "item", "listener", "member", "outputs", "prompts", "refs", "time")
+    __slots__ = (
+        "done",
+        "failures",
+        "item",
+        "listener",
+        "member",
+        "outputs",
+        "prompts",
+        "refs",
+        "runs",
+        "time",
+    )
 
     def __init__(self, item: Item, now: float) -> None:
         self.item = item
@@ -47,6 +58,7 @@ class Run:
         """When the item arrived."""
         self.listener: Listener | None = None
         """The one that runs."""
+        self.runs: Member | None = None
         self.member = 0
         self.outputs: list[tuple[str, Any, int]] = []  # stream, value, and which listener sent it
         self.failures: list[FailedItem] = []
@@ -56,6 +68,8 @@ class Run:
 
     def emit(self, stream: str, item: Any) -> None:
         """Send an item to a stream."""
+        assert self.runs is not None
+        self.runs.check_write(stream)
         self.outputs.append((stream, item, self.member))
 
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
@@ -405,6 +419,7 @@ def _call_all(run: Run, members: Sequence[Member]) -> None:
         listener = run.listener = member.listener
         if not listener.active:
             continue
+        run.runs = member
         run.member = number
         try:
             returned = listener.fn(run.item.value)

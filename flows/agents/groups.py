@@ -36,6 +36,14 @@ class Member:
         """Whether it asks models."""
         return bool(self.touches.questions)
 
+    def check_write(self, stream: str) -> None:
+        """Raise RuntimeError where nobody foresaw that it writes to a stream: it would lead nowhere."""
+        if stream not in self.writes:
+            raise RuntimeError(
+                f"{self.listener.shown} adds to '{stream}', which its source does not show: "
+                "let it get the stream itself (cs.get_stream), or hold it in a variable or attribute"
+            )
+
 
 @dataclass(slots=True)
 class Group:

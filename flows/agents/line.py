@@ -19,13 +19,16 @@ __all__ = ["run_line"]
 class _Sending:
     """What a listener sends while it runs."""
 
-    __slots__ = ("sent", "time")
+    __slots__ = ("member", "sent", "time")
 
     def __init__(self) -> None:
         self.time = 0.0
         self.sent: list[tuple[str, Any]] = []
+        self.member: Member | None = None
 
     def emit(self, stream: str, item: Any) -> None:
+        assert self.member is not None
+        self.member.check_write(stream)
         self.sent.append((stream, item))
 
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
@@ -67,6 +70,7 @@ def run_line(group: Group) -> Callable[[list[Item]], list[Any]]:
         out: list[Any],
     ) -> list[tuple[Any, str]]:
         listener = member.listener
+        sending.member = member
         following = after[place]
         on: list[tuple[Any, str]] = []
         if not listener.active:

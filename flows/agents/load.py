@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -152,7 +153,16 @@ def _classes(place: str, module: ModuleType) -> list[type[Agent]]:
     ]
     if not found:
         raise ConfigError(f"{place}: there is no agent in it, a class of cs.agent.Agent")
-    return found
+    # What agents of the file have in common, and which cannot be made by itself, is no agent.
+    return [
+        cls for cls in found if not (_needs_more(cls) and any(cls in other.__mro__[1:] for other in found))
+    ]
+
+
+def _needs_more(cls: type[Agent]) -> bool:
+    wanted = inspect.signature(cls).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(one.default is one.empty and one.kind in named for one in wanted)
 
 
 def world_for(config: AgentsConfig, sources: Iterable[str] | None, sinks: Iterable[str] | None) -> World:

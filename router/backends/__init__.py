@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chainwax.router.backends.base import Backend, Health, Reply, Request
+from chainwax.router.backends.head import HeadBackend
 from chainwax.router.backends.llamacpp import LlamaCppBackend
 from chainwax.router.backends.openai import OpenAIBackend
 from chainwax.router.backends.simulated import SimulatedBackend
@@ -21,6 +22,7 @@ BACKENDS: dict[str, Callable[[str, ModelConfig], Backend]] = {
     "openai": OpenAIBackend,
     "llamacpp": LlamaCppBackend,
     "simulated": SimulatedBackend,
+    "head": HeadBackend,
 }
 """By the name that a configuration gives as ``backend``."""
 

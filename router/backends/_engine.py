@@ -34,6 +34,8 @@ def serve(parameters: dict[str, Any]) -> None:
     p.hostnames = ["127.0.0.1"]
     p.port = 0
     p.verbosity = -1
+    # Each changes nothing unless a request says so by its number here.
+    p.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in parameters["adapters"]]
     try:
         server = xllamacpp.Server(p)
         said = {"address": server.listening_address}

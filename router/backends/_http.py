@@ -25,6 +25,7 @@ from chainwax.router.errors import (
 __all__ = [
     "BODY_LIMIT",
     "error_for",
+    "error_of",
     "is_loopback",
     "read_body",
     "read_events",
@@ -97,17 +98,21 @@ async def error_for(response: aiohttp.ClientResponse, secret: str) -> tuple[Back
                 break
     except aiohttp.ClientError:
         pass  # the status says enough
+    return error_of(response.status, response.headers, body, secret)
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes, secret: str) -> tuple[BackendError, Any]:
+    """:func:`error_for` where the body was read already."""
     try:
         data = from_json(body)
     except ValueError:
         data = None
-    status = response.status
     said = server_message(data, secret) or shorten(body.decode("utf-8", "replace"), secret)
     text = f"HTTP {status}" + (f": {said}" if said else "")
     if status in (429, 503, 529):
-        return BackendBusy(text, retry_after=retry_after(response.headers)), data
+        return BackendBusy(text, retry_after=retry_after(headers)), data
     if status >= 500:
-        return BackendDown(text, retry_after=retry_after(response.headers)), data
+        return BackendDown(text, retry_after=retry_after(headers)), data
     if status == 408:
         return BackendTimeout(text), data
     if status < 400:

@@ -37,7 +37,10 @@ def reply_of(data: dict[str, Any], query: Query, *, chat: bool, wrapped: bool) -
             raise BackendRefused(f"the model declined: {refusal[:200]}")
         raise BackendGarbled(f"the answer's text is {type(text).__name__} (finish_reason {finish!r})")
     usage = usage_of(data, query, text)
-    return Reply(unwrap(text) if wrapped else text, usage, None, finish if isinstance(finish, str) else None)
+    reason = finish if isinstance(finish, str) else None
+    # A server that makes its answers up says so: chainwax's own do.
+    simulated = data.get("simulated") is True
+    return Reply(unwrap(text) if wrapped else text, usage, None, reason, simulated)
 
 
 def texts_of(data: dict[str, Any], count: int) -> list[tuple[str, str | None] | BackendGarbled]:

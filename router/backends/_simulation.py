@@ -41,9 +41,18 @@ class Truth:
                 distinct.setdefault(node, {})[as_text(value)] = None
         self._by_node = {node: list(texts) for node, texts in distinct.items()}
 
+    @property
+    def nodes(self) -> list[str]:
+        """Those that right answers are known for."""
+        return list(self._by_node)
+
+    def value(self, node: str, item: str) -> Any:
+        """The right answer as it is written down; None where it is not known."""
+        return self._answers.get(item, {}).get(node)
+
     def of(self, node: str, item: str) -> str | None:
         """The right answer as a model would write it; None where it is not known."""
-        value = self._answers.get(item, {}).get(node)
+        value = self.value(node, item)
         return None if value is None else as_text(value)
 
     def another(self, node: str, right: str, at: float) -> str | None:

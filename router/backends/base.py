@@ -6,16 +6,18 @@ To add a backend: write a class with these methods, raise the errors of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from chainwax.router.types import Arm, Query, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Backend", "Health", "Reply", "Request"]
+    from chainwax.router.custom.dataset import Example
+
+__all__ = ["Backend", "Health", "Learning", "Reply", "Request", "Weighing"]
 
 
 @dataclass(slots=True)
@@ -55,6 +57,27 @@ class Health:
     slots: int | None = None
     """Requests that it serves at once, where it tells."""
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A backend that may abstain, and then weighs what others say with what it thinks itself."""
+
+    def weigh(self, query: Query, said: Mapping[str, str]) -> str | None:
+        """The answer to a query that it abstained from, given what others, by the arm's key, answered.
+
+        With nothing said, its own. None lets theirs stand. On the router's loop.
+        """
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A backend that learns as it goes."""
+
+    def learn(self, example: Example) -> None:
+        """A right answer has come. Must return at once; from any thread."""
+        ...
 
 
 class Backend(Protocol):

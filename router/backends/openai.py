@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ from chainwax.router.errors import (
     ConfigError,
     nearest,
 )
-from chainwax.router.types import Arm, NodeSpec, Query
+from chainwax.router.types import Arm, Message, NodeSpec, Query
 
 __all__ = ["OpenAIBackend"]
 
@@ -65,7 +65,8 @@ class _Unsupported(BackendRefused):
 class OpenAIBackend:
     """A model behind an OpenAI-compatible server.
 
-    ``metadata`` makes the ``metadata`` field of a body from the queries in it.
+    ``metadata`` makes the ``metadata`` field of a body from the queries in it; ``fields`` stand in every
+    body; ``messages`` says what is sent in place of a query's own messages.
 
     Raises :class:`ConfigError` for a ``url`` that is none.
     """
@@ -81,6 +82,8 @@ class OpenAIBackend:
         config: ModelConfig,
         *,
         metadata: Callable[[Sequence[Query]], dict[str, Any]] | None = None,
+        fields: Mapping[str, Any] | None = None,
+        messages: Callable[[Query], Sequence[Message]] | None = None,
     ) -> None:
         try:
             base = URL(config.url.rstrip("/"))
@@ -91,6 +94,8 @@ class OpenAIBackend:
         self.name = name
         self.config = config
         self._metadata = metadata
+        self._fields = fields or {}
+        self._messages = messages or (lambda query: query.messages)
         self._chat = config.api == "chat"
         self._base = base
         self._url = base / "chat" / "completions" if self._chat else base / "completions"
@@ -302,9 +307,9 @@ class OpenAIBackend:
     def _body(self, constant: bytes, queries: Sequence[Query]) -> bytes:
         try:
             if self._chat:
-                prompt = b',"messages":' + to_json(queries[0].messages)
+                prompt = b',"messages":' + to_json(self._messages(queries[0]))
             else:
-                texts = [prompt_of(query) for query in queries]
+                texts = [prompt_of(self._messages(query)) for query in queries]
                 prompt = b',"prompt":' + to_json(texts if len(texts) > 1 else texts[0])
             if self._metadata is not None:
                 prompt += b',"metadata":' + to_json(self._metadata(queries))
@@ -334,7 +339,8 @@ class OpenAIBackend:
             value, other_name = fields.pop(name), _REFUSABLE[name]
             if other_name is not None:
                 fields[other_name] = value
-        fields = {name: value for name, value in fields.items() if value is not None} | held.fields
+        fields = {name: value for name, value in fields.items() if value is not None}
+        fields |= {**held.fields, **self._fields}
         if streamed:
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         made = self._constants[key] = (to_json(fields)[:-1], held.wrapped)
@@ -349,12 +355,12 @@ class OpenAIBackend:
         self._constants.clear()
 
 
-def prompt_of(query: Query) -> str:
+def prompt_of(messages: Sequence[Message]) -> str:
     """The messages as one text, for the API that takes no messages.
 
     Raises :class:`BackendRefused` for a message that is not text.
     """
-    texts = [message.get("content") for message in query.messages]
+    texts = [message.get("content") for message in messages]
     if not all(isinstance(text, str) for text in texts):
         raise BackendRefused('the completions API takes text only: use api = "chat"')
     return "\n\n".join(texts)  # type: ignore[arg-type]

@@ -10,11 +10,13 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chainwax.router.learning.arithmetic import sums
+from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.types import Message
 
 __all__ = ["ANSWER", "PROMPT", "Standard", "answer_features", "prompt_features", "prompt_text"]
@@ -150,6 +152,14 @@ class Standard:
         deviation = np.sqrt((self.spread + 2.0) / (self.n + 1.0))
         deviation[self.spread == 0.0] = np.inf  # what never changes tells nothing
         return np.clip((raw - self.mean) / deviation, -3.0, 3.0)
+
+    def state(self) -> list[Any]:
+        """What was counted in, JSON-ready."""
+        return [self.n, pack(self.mean), pack(self.spread)]
+
+    def restore(self, state: list[Any]) -> None:
+        """Know what :meth:`state` gave."""
+        self.n, self.mean, self.spread = state[0], unpack(state[1]), unpack(state[2])
 
 
 def _read(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chainwax.router.policies.adaptive import Adaptive
-from chainwax.router.policies.base import Plan, Policy, PolicyMaker, Priced, Watching
+from chainwax.router.policies.base import Plan, Policy, PolicyMaker, Remembering, Watching
 from chainwax.router.policies.direct import Direct
 from chainwax.router.policies.parallel import Parallel
 from chainwax.router.policies.switched import Switched
@@ -17,7 +17,7 @@ __all__ = [
     "Plan",
     "Policy",
     "PolicyMaker",
-    "Priced",
+    "Remembering",
     "Switched",
     "Watching",
 ]

@@ -9,11 +9,13 @@ with those probabilities, so that the propensity that is logged is the one that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import NodeSpec, Query
@@ -43,7 +45,7 @@ class Adaptive:
             return Plan((arms[0],))
         known = (self._stats.version, tuple(s.index for s in arms))
         if known != self._known:
-            self._chances = self._distribution(arms)
+            self._chances = self._distribution(arms, self._random)
             self._cumulative = np.cumsum(self._chances)
             self._known = known
         drawn = int(np.searchsorted(self._cumulative, self._random.random() * self._cumulative[-1], "right"))
@@ -56,13 +58,32 @@ class Adaptive:
         arms = self._quick_enough(self._stats.arms)
         if not arms:
             return None
-        return arms[int(np.argmax(self._distribution(arms)))].key
+        # Whoever looks must not change what is drawn next: a snapshot is taken at any time.
+        looked = np.random.default_rng(0)
+        return arms[int(np.argmax(self._distribution(arms, looked)))].key
 
-    def _distribution(self, arms: Sequence[ArmState]) -> NDArray[np.float64]:
+    def state(self) -> dict[str, Any]:
+        """The chances that are kept, and where the random generator stands."""
+        return {
+            "known": self._known,
+            "chances": pack(self._chances),
+            "random": self._random.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on as :meth:`state` said."""
+        known = state["known"]
+        self._known = None if known is None else (known[0], tuple(known[1]))
+        self._chances = unpack(state["chances"])
+        self._cumulative = np.cumsum(self._chances)
+        if "random" in state:
+            self._random.bit_generator.state = state["random"]
+
+    def _distribution(self, arms: Sequence[ArmState], chance: np.random.Generator) -> NDArray[np.float64]:
         """Probability of each arm, shape (arms,), sums to 1."""
         stats = self._stats
         index = [s.index for s in arms]
-        draws = self._random.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
+        draws = chance.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
         # The first arm is of the strongest tier that is there: it is good enough by definition.
         good = draws >= self.node.target * draws[:, :1]
         cheapest_first = [arms.index(s) for s in stats.by_cost(arms)]
@@ -83,5 +104,5 @@ class Adaptive:
 
     def _escalation(self, chosen: ArmState, arms: Sequence[ArmState]) -> list[ArmState]:
         """Who is asked after ``chosen``: what is stronger by tier, up to the strongest, then the rest."""
-        stronger = [s for s in reversed(arms) if s.index < chosen.index]
+        stronger = [s for s in reversed(arms) if s.rank < chosen.rank]
         return stronger or [s for s in arms if s is not chosen]

@@ -5,14 +5,14 @@ To add a policy: write a class with ``plan``, and name it in :data:`chainwax.rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import Attempt, Feedback, NodeSpec, Query
 
-__all__ = ["Plan", "Policy", "Priced", "Watching"]
+__all__ = ["Plan", "Policy", "Remembering", "Watching"]
 
 
 @dataclass(slots=True)
@@ -66,8 +66,8 @@ class Watching(Policy, Protocol):
     ) -> ArmState | None:
         """An arm of the plan answered validly: whom to ask next, or None to serve the answer.
 
-        Called where the plan is ``watched`` and arms are left. It may set ``attempt.propensity`` and the
-        plan's to the chances of what it decided.
+        Called where the plan is ``watched``; what is said where that arm is not left is not heard. It may set
+        ``attempt.propensity`` and the plan's to the chances of what it decided.
         """
         ...
 
@@ -77,12 +77,22 @@ class Watching(Policy, Protocol):
 
 
 @runtime_checkable
-class Priced(Protocol):
-    """A policy that knows what quality costs."""
+class Remembering(Policy, Protocol):
+    """A policy that knows more than the statistics do, and whose knowledge is saved with theirs."""
 
-    @property
-    def price(self) -> float:
-        """Dollars that one point of quality, from 0 to 1, costs at the margin now."""
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs to go on as if nothing had happened, JSON-ready.
+
+        Where random generators stand is under the key ``random``: another process draws from its own.
+        No text of a prompt or an answer is in it.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Know what :meth:`state` gave, the statistics being restored already.
+
+        ``random`` may be missing; what is about arms that are no longer there is passed over.
+        """
         ...
 
 

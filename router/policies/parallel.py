@@ -24,7 +24,8 @@ class Parallel:
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """The strongest first: its answer is used, and the others are compared with it."""
         others = self._stats.by_cost(arms[1:])[: MOST - 1]
-        return Plan([arms[0], *others], together=True)
+        # Where the strongest fails, the next one's answer is used: by tier, and not the cheapest one's.
+        return Plan([arms[0], *sorted(others, key=lambda s: s.index)], together=True)
 
     def choice(self) -> str | None:
         """The strongest."""

@@ -1,4 +1,4 @@
-"""Changes to a running flow in its recording: where no bus reaches its processes, the file does."""
+"""What is said from outside to a recording: changes to its flow, decisions that were made by hand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from chainwax.router.control import Change, changes_of
 from chainwax.router.errors import RecordingError
 from chainwax.router.recording.reader import RecordingReader, control_rows
-from chainwax.router.recording.schema import explain, open_database
+from chainwax.router.recording.rows import decision_row, storable
+from chainwax.router.recording.schema import explain, insert_sql, open_database
+from chainwax.router.types import Decision
 
-__all__ = ["read_controls", "write_controls"]
+__all__ = ["read_controls", "write_controls", "write_decision"]
 
 
 def read_controls(reader: RecordingReader, flow: str) -> list[Change]:
@@ -36,6 +38,15 @@ def write_controls(path: Path, changes: Sequence[Change]) -> None:
             for change in changes:
                 _add(db, change)
             db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise RecordingError(f"the recording '{path}' cannot be written: {explain(error)}") from None
+
+
+def write_decision(path: Path, run: str, decision: Decision, now: float) -> None:
+    """Record what was decided beside a run. Raises :class:`RecordingError` where that cannot be written."""
+    with closing(open_database(path, write=True)) as db:
+        try:
+            db.execute(insert_sql("decisions"), storable(decision_row(run, decision, now)))
         except sqlite3.Error as error:
             raise RecordingError(f"the recording '{path}' cannot be written: {explain(error)}") from None
 

@@ -112,6 +112,15 @@ class RecordingReader:
                 found[row[-1]] = attempt_of(row[:-1])
         return found
 
+    def answers_after(self, row: int) -> Iterator[tuple[int, str, Attempt]]:
+        """All valid answers with a content key that were recorded after a row: row, key and attempt."""
+        sql = (
+            f"SELECT {ATTEMPT_COLUMNS}, rowid, content_key FROM attempts WHERE rowid > ? "
+            "AND content_key IS NOT NULL AND text IS NOT NULL AND error IS NULL ORDER BY rowid"
+        )
+        for found in self._iterate(sql, (row,)):
+            yield found[-2], found[-1], attempt_of(found[:-2])
+
     def spent(self, run_id: str) -> dict[str, float]:
         """Dollars that a run has paid by now, by node."""
         return dict(

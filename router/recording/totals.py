@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chainwax.router.recording.reader import RecordingReader
+from chainwax.router.recording.rows import parse_json
 
-__all__ = ["ArmTotals", "Letters", "Moment", "NodeTotals", "items_of", "letters_of", "timeline", "totals"]
+__all__ = [
+    "Answered",
+    "ArmTotals",
+    "Letters",
+    "Moment",
+    "NodeTotals",
+    "answered",
+    "items_of",
+    "letters_of",
+    "timeline",
+    "totals",
+]
 
 _OF_NO_ANSWER = "('validation', 'agreement')"
 """Kinds of feedback about answers that were not used, or that say nothing of being right."""
@@ -77,6 +89,22 @@ class Moment(NamedTuple):
     simulated: bool
 
 
+class Answered(NamedTuple):
+    """One call that was answered, and its answer."""
+
+    node: str
+    item_key: str
+    position: str
+    value: Any
+    """As JSON holds it."""
+    arm: str
+    cost_usd: float
+    """Of all its attempts, shadows included."""
+    score: float | None
+    """Mean of the scores that its answer got; None without one."""
+    simulated: bool
+
+
 def totals(reader: RecordingReader, run: str) -> dict[str, NodeTotals]:
     """What each node of a run did."""
     found: dict[str, NodeTotals] = {}
@@ -132,6 +160,21 @@ def items_of(reader: RecordingReader, run: str) -> int:
     """How many items of its sources are recorded for a run."""
     ((count,),) = reader._all("SELECT count(*) FROM items WHERE run = ?", (run,))
     return int(count)
+
+
+def answered(reader: RecordingReader, run: str) -> Iterator[Answered]:
+    """The answered calls of a run in the order in which they were answered, with their answers."""
+    sql = f"""
+SELECT c.node, c.item_key, c.position, c.value, c.text, coalesce(c.arm, ''),
+    (SELECT total(a.cost_usd) FROM attempts a WHERE a.call_id = c.call_id),
+    (SELECT avg(f.score) FROM feedback f
+     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN {_OF_NO_ANSWER}),
+    c.simulated
+FROM calls c WHERE c.run = ? AND c.status = 'ok' ORDER BY c.rowid
+"""
+    for node, key, position, value, text, arm, cost, score, simulated in reader._iterate(sql, (run,)):
+        said = text if value is None else parse_json(value)
+        yield Answered(node, key, position, said, arm, cost, score, bool(simulated))
 
 
 def timeline(reader: RecordingReader, run: str) -> Iterator[Moment]:

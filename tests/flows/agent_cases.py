@@ -742,6 +742,107 @@ class Helped(cs.agent.Agent):
         errors=[("by_name", "KeyError")],
         one_step=True,
     ),
+    # -- handles that are not held as such ---------------------------------------------------------
+    "streams in a dict": Case(
+        """
+        streams = {name: cs.create_stream(self, name) for name in ("one", "two")}
+        def sort(x):
+            streams[x["to"]].add_item(x["v"])
+        self.xs.for_each(sort)
+        streams["one"].for_each(lambda x: "one " + x, to_stream=self.out)
+        """,
+        [{"to": "one", "v": "a"}, {"to": "two", "v": "b"}],
+        ["one a"],
+        others={"one": ["a"], "two": ["b"]},
+    ),
+    "streams in a list of the agent's, one after the other": Case(
+        """
+        self.outs = [self.out, cs.create_stream(self, "more")]
+        def all_of(x):
+            for stream in self.outs:
+                stream.add_item(x)
+        self.xs.for_each(all_of)
+        """,
+        ["a"],
+        ["a"],
+        others={"more": ["a"]},
+    ),
+    "methods that count, write and ask": Case(
+        source="""
+import chainstream as cs
+class Common(cs.agent.Agent):
+    def number(self):
+        self.count += 1
+        return self.count
+class Methods(Common):
+    def __init__(self):
+        super().__init__("methods")
+        self.xs = cs.get_stream(self, "xs")
+        self.out = cs.create_stream(self, "out")
+        self.llm = cs.llm.get_model("text")
+        self.count = 0
+        self.ways = {"tell": self.tell, "twice": self.twice}
+    def ask(self, x):
+        return self.llm.query(cs.llm.make_prompt(x))
+    def tell(self, x):
+        self.out.add_item({"n": self.number(), "said": self.ask(x)})
+    def twice(self, x):
+        self.tell(x)
+        self.tell(x)
+    def start(self):
+        def by_length(x):
+            self.ways["twice" if len(x) > 1 else "tell"](x)
+        self.xs.for_each(by_length)
+""",
+        xs=["y", "nn"],
+        out=[{"n": 1, "said": "y"}, {"n": 2, "said": "n"}, {"n": 3, "said": "n"}],
+    ),
+    "an object of the agent's own that writes and asks": Case(
+        source="""
+import chainstream as cs
+class Sorter:
+    def __init__(self, llm, streams):
+        self.llm, self.streams, self.seen = llm, streams, 0
+    def __call__(self, x):
+        self.seen += 1
+        self.streams[self.llm.query(cs.llm.make_prompt(x))].add_item({"x": x, "seen": self.seen})
+class Sorted(cs.agent.Agent):
+    def __init__(self):
+        super().__init__("sorted")
+        self.xs = cs.get_stream(self, "xs")
+        self.sorter = Sorter(
+            cs.llm.get_model("text"), {"y": cs.create_stream(self, "out"), "n": cs.create_stream(self, "no")}
+        )
+    def start(self):
+        self.xs.for_each(lambda x: self.sorter(x))
+""",
+        xs=["y1", "n2", "y3"],
+        out=[{"x": "y1", "seen": 1}, {"x": "y3", "seen": 3}],
+        others={"no": [{"x": "n2", "seen": 2}]},
+    ),
+    "a function with some arguments given, and one with a stream for a default": Case(
+        """
+        import functools
+        def both(streams, x):
+            def last(x, to=self.out):
+                to.add_item("last " + x)
+            streams[0].add_item("p " + x)
+            last(x)
+        self.xs.for_each(functools.partial(both, [self.out]))
+        """,
+        ["a"],
+        ["p a", "last a"],
+    ),
+    "a stream that nobody can foresee is an error and not lost": Case(
+        """
+        def hidden(x):
+            self.__dict__["ou" + "t"].add_item(x)
+        self.xs.for_each(hidden)
+        """,
+        ["a"],
+        [],
+        errors=[("hidden", "RuntimeError")],
+    ),
     "nothing arrives": Case(
         "self.xs.for_each(lambda x: x, to_stream=self.out)", arrivals=[("other", "a", 0.0)], out=[]
     ),

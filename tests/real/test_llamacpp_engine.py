@@ -57,7 +57,7 @@ def test_choice_schema_usage_stream_overflow_and_a_second_start():
         backend = make_backend("smol", config())
         for round_ in range(2):
             assert await backend.start() == 2
-            process = backend._engine._process
+            process = backend._engine.child.process
             try:
                 await use(backend)
                 if round_ == 0:
@@ -127,7 +127,7 @@ def test_an_engine_that_dies_is_started_again():
         backend = make_backend("smol", config())
         await backend.start()
         try:
-            dead = backend._engine._process
+            dead = backend._engine.child.process
             dead.kill()
             dead.wait()
             # All that were on their way fail, once; one of them starts the engine for the next try.
@@ -135,8 +135,8 @@ def test_an_engine_that_dies_is_started_again():
                 *(backend.generate(request()) for _ in range(4)), return_exceptions=True
             )
             assert {type(error) for error in failed} == {BackendDown}
-            assert alive(backend._engine._process)
-            assert backend._engine._process is not dead
+            assert alive(backend._engine.child.process)
+            assert backend._engine.child.process is not dead
             assert (await backend.generate(request())).text
         finally:
             await backend.close()
@@ -170,7 +170,7 @@ def test_models_with_the_same_engine_share_it():
             make_backend(n, config(engine={"slots": s})) for n, s in (("a", 1), ("b", 1), ("c", 2))
         )
         await asyncio.gather(one.start(), two.start(), other.start())
-        processes = [b._engine._process for b in (one, two, other)]
+        processes = [b._engine.child.process for b in (one, two, other)]
         try:
             assert processes[0] is processes[1]
             assert processes[0] is not processes[2]
@@ -196,7 +196,7 @@ backend = make_backend("smol", config())
 asyncio.run_coroutine_threadsafe(backend.start(), loop).result()
 call = asyncio.run_coroutine_threadsafe(backend.generate(request(max_tokens=400)), loop)
 time.sleep(0.3)
-print(backend._engine._process.pid, flush=True)
+print(backend._engine.child.process.pid, flush=True)
 {end}
 """
 

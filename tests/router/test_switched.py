@@ -25,6 +25,7 @@ from chainwax.router.learning.answers import (
     prompt_text,
 )
 from chainwax.router.learning.arithmetic import sums
+from chainwax.router.learning.costs import CostGuess
 from chainwax.router.learning.logistic import Logistic, sigmoid
 from chainwax.router.policies import Switched, Watching
 from chainwax.router.stats import NodeStats
@@ -145,27 +146,99 @@ def test_standardised_features_are_comparable() -> None:
 
 def test_the_regression_learns_and_knows_how_sure_it_is() -> None:
     rng = np.random.default_rng(2)
-    model = Logistic(3, 0.5)
+    model = Logistic(4)
+    model.add("a", 0.5)
     x = np.array([1.0, 1.0, 0.0, 0.0])
-    unsure = model.predict(x)[1]
+    unsure = model.predict("a", x)[1]
     for _ in range(2000):
         seen = np.concatenate(([1.0], rng.normal(size=3)))
-        model.learn(seen, float(rng.random() < sigmoid(0.5 + 1.5 * seen[1])))
-    mean, deviation = model.predict(x)
+        model.learn("a", seen, float(rng.random() < sigmoid(0.5 + 1.5 * seen[1])))
+    mean, deviation = model.predict("a", x)
     assert mean == pytest.approx(2.0, abs=0.5)
     assert deviation < unsure / 3
-    assert np.linalg.eigvalsh(model.cover).min() > 0
+    assert np.linalg.eigvalsh(model.cover).min() > -1e-12
 
 
 def test_a_revised_score_moves_the_weights_back() -> None:
-    once, revised, never = Logistic(2, 0.5), Logistic(2, 0.5), Logistic(2, 0.5)
+    once, revised, never = Logistic(3), Logistic(3), Logistic(3)
     x = np.array([1.0, 1.0, -1.0])
-    once.learn(x, 1.0)
-    never.learn(x, 0.0)
-    revised.learn(x, 0.0)
-    revised.revise(x, 1.0)
-    assert revised.predict(x)[0] == pytest.approx(once.predict(x)[0], abs=1e-3)
-    assert revised.predict(x)[0] > never.predict(x)[0]
+    for model, score in ((once, 1.0), (never, 0.0), (revised, 0.0)):
+        model.add("a", 0.5)
+        model.learn("a", x, score)
+    revised.revise("a", x, 1.0)
+    assert revised.predict("a", x)[0] == pytest.approx(once.predict("a", x)[0], abs=1e-3)
+    assert revised.predict("a", x)[0] > never.predict("a", x)[0]
+
+
+def test_what_one_arm_is_scored_tells_of_the_others_and_of_itself_most() -> None:
+    model = Logistic(1)
+    for arm, quality in (("strong", 0.9), ("small", 0.5)):
+        model.add(arm, quality)
+    model.add("small", 0.99)  # it is there already
+    one = np.array([1.0])
+    for _ in range(30):
+        model.learn("strong", one, 0.5)
+    assert model.guess("strong", one) == pytest.approx(0.5, abs=0.05)
+    assert 0.1 < model.guess("small", one) < 0.3
+    assert model.doubt("small") > model.doubt("strong")
+    model.add("late", 0.67)
+    assert 0.2 < model.guess("late", one) < 0.5
+    for _ in range(100):
+        model.learn("small", one, 0.9)
+    assert model.guess("small", one) > 0.8
+    assert model.guess("strong", one) < 0.75
+
+
+# -- what a call will cost ---------------------------------------------------------------------------
+
+
+def test_a_cost_is_guessed_from_what_goes_with_it() -> None:
+    rng = np.random.default_rng(3)
+    costs = CostGuess(3)
+    at = [np.array([1.0, 1.0, 0.0]), np.array([1.0, -1.0, 0.0])]
+    assert [costs.guess(x, 0.01) for x in at] == [0.01, 0.01]
+    for _ in range(400):
+        x = np.concatenate(([1.0], rng.normal(size=2)))
+        costs.learn(x, 0.01 * math.exp(0.5 * x[1] + 0.1 * rng.normal()), 0.0113)
+    high, low = (costs.guess(x, 0.0113) for x in at)
+    assert high == pytest.approx(0.01 * math.exp(0.5), rel=0.1)
+    assert low == pytest.approx(0.01 * math.exp(-0.5), rel=0.1)
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e-30, 1e30])
+def test_costs_of_nothing_and_of_a_fortune_do_no_harm(cost: float) -> None:
+    costs = CostGuess(2)
+    x = np.array([1.0, 3.0])
+    for _ in range(50):
+        costs.learn(x, cost, 0.01)
+    assert math.isfinite(costs.guess(x, 0.01))
+    assert costs.guess(x, 0.01) >= 0.0
+    assert costs.guess(x, 0.0) == 0.0
+
+
+def test_it_goes_on_where_that_is_cheap() -> None:
+    """Both models are the same on all items, and long answers cost ten times as much as short ones."""
+    stats = stats_of(("strong", Tier.strongest, 1.0), ("small", Tier.local, 0.02))
+    spec = NodeSpec("n", Prompt("{text}"), FreeText(), target=0.85)
+    policy, rng = Switched(spec, stats, 1), random.Random(1)
+    went_on: dict[bool, list[bool]] = {True: [], False: []}
+    for n in range(1500):
+        long = rng.random() < 0.5
+        query = Query(spec, str(n), [{"role": "user", "content": "What?"}])
+        plan = policy.plan(query, stats.arms)
+        for state in plan.arms:
+            cost = (0.02 if state.key == "small" else 1.0) * (1.8 if long else 0.2)
+            attempt = Attempt(str(n), 1, state.arm, text="so " * (200 if long else 20), cost_usd=cost)
+            attempt.propensity = 1.0
+            stats.asked(state, attempt, True)
+            if policy.escalate(query, plan, state, attempt, "so") is None:
+                break
+        if plan.arms[0].key == "small" and n >= 500:
+            went_on[long].append(state.key == "strong")
+        score = rng.random() < (0.9 if state.key == "strong" else 0.6)
+        policy.learn(Feedback("n", float(score), str(n), arm=state.key), None)
+    long_share, short_share = (sum(went_on[long]) / len(went_on[long]) for long in (True, False))
+    assert short_share > long_share + 0.3
 
 
 # -- the policy --------------------------------------------------------------------------------------
@@ -196,11 +269,17 @@ def says(model: str, right: bool, rng: random.Random) -> str:
 
 
 def serve(
-    chances: dict[str, float], *, target: float, calls: int = 2500, seed: int = 1, feedback: float = 1.0
+    chances: dict[str, float],
+    *,
+    target: float,
+    calls: int = 2500,
+    seed: int = 1,
+    feedback: float = 1.0,
+    worth: float | None = None,
 ) -> dict[str, Any]:
     """Serve calls whose scores come 30 late; quality and cost of the second half, and who served."""
     stats = stats_of(*(m for m in MODELS if m[0] in chances))
-    spec = NodeSpec("n", Prompt("{text}"), FreeText(), target=target)
+    spec = NodeSpec("n", Prompt("{text}"), FreeText(), target=target, worth=worth)
     policy = Switched(spec, stats, seed)
     rng = random.Random(seed)
     late: deque[Feedback] = deque()
@@ -221,8 +300,8 @@ def serve(
             attempt.propensity = plan.propensity
             stats.asked(state, attempt, True)
             cost += price if n >= calls // 2 else 0.0
-            further = policy.escalate(query, plan, state, attempt, attempt.text) if left else None
-            if further is None:
+            further = policy.escalate(query, plan, state, attempt, attempt.text)
+            if further not in left:
                 break
             del left[: left.index(further)]
         propensities.append(attempt.propensity)
@@ -278,6 +357,14 @@ def test_it_goes_on_learning_with_a_fifth_of_the_scores() -> None:
     assert out["cost"] < 0.85
 
 
+def test_what_a_point_of_quality_is_worth_may_be_stated() -> None:
+    costs = [
+        serve({"strong": 0.95, "small": 0.5}, target=0.99, worth=worth)["cost"] for worth in (0.1, 3.0, 100.0)
+    ]
+    assert costs[0] < 0.15  # the strongest costs 1.0, and is better by 0.45
+    assert costs[0] < costs[1] < costs[2]
+
+
 def test_prices_of_zero_do_no_harm() -> None:
     stats = stats_of(("strong", Tier.strongest, 0.0), ("small", Tier.local, 0.0))
     spec = NodeSpec("n", Prompt("{text}"), FreeText())
@@ -301,7 +388,7 @@ def test_scores_of_unknown_calls_and_arms_and_a_million_for_one() -> None:
     key = plan.arms[0].key
     for _ in range(5000):
         policy.learn(Feedback("n", 1.0, "one", arm=key), None)
-    assert policy._links[key].by_prompt.n == 1
+    assert policy._by_answer.counts[key] == 1
     assert isinstance(policy, Watching)
     assert json.dumps(policy.choice()) == "null"
 

@@ -1,0 +1,99 @@
+"""``chainwax models train | promote | rollback | history`` over a recording of a real run."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+from typer.testing import CliRunner
+
+from chainwax.flows.cli import app
+from chainwax.flows.load import load_flow
+from chainwax.flows.testing import TestModel, run_flow
+from chainwax.router import ChainwaxError, load_settings
+
+pytest.importorskip("sklearn")
+FLOW = """
+from chainwax.flows import Flow
+from chainwax.operators import Score
+
+flow = Flow("desk")
+team = flow.source("tickets").choose("team", "{text}", choices=["billing", "technical"])
+team.feedback("check", lambda item: Score(item["team"] == item["right"], item["right"])).sink("out")
+"""
+CONFIG = """
+[run]
+recording = "desk.db"
+seed = 1
+[models.big]
+tier = "strongest"
+url = "http://127.0.0.1:9/v1"
+model = "-"
+[custom]
+folder = "models"
+least = 50
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "desk.py").write_text(FLOW, encoding="utf-8")
+    (tmp_path / "chainwax.toml").write_text(CONFIG, encoding="utf-8")
+    items = []
+    for n in range(120):
+        right = ("billing", "technical")[n % 2]
+        word = {"billing": "invoice refund", "technical": "crash error"}[right].split()[n // 2 % 2]
+        items.append({"text": f"ticket {n} about a {word}", "right": right})
+    model = TestModel(lambda text: "billing" if "in" in text else "technical")
+    run_flow(load_flow("desk.py"), items, models={"big": model}, settings=load_settings("chainwax.toml"))
+    return tmp_path
+
+
+def call(*words, fails=False):
+    result = CliRunner().invoke(app, ["models", *words])
+    if fails:
+        assert isinstance(result.exception, ChainwaxError), result.output
+        return str(result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.output
+
+
+def test_the_whole_life_by_hand(desk):
+    assert "no model of its own was ever made" in call("history", "desk.py", "team")
+    made = json.loads(call("train", "desk.py", "team", "--json"))
+    assert (made["what"], made["model"]) == ("custom_trained", "team-1")
+    assert made["held_out"]["accuracy"] > 0.9
+    second = json.loads(call("train", "desk.py", "team", "--json"))
+    assert second["model"] == "team-2"
+    promoted = json.loads(call("promote", "desk.py", "team", "team-1", "--json"))
+    assert promoted["parent"] is None
+    assert json.loads(call("promote", "desk.py", "team", "--json"))["parent"] == "team-1"
+    assert "serving now: team-2" in call("history", "desk.py", "team")
+    assert json.loads(call("rollback", "desk.py", "team", "--why", "worse", "--json"))["parent"] == "team-1"
+    shown = call("history", "desk.py", "team")
+    assert "serving now: team-1" in shown
+    assert "worse" in shown
+    told = json.loads(call("history", "desk.py", "team", "--json"))
+    assert [card["name"] for card in told["models"]] == ["team-1", "team-2"]
+    with closing(sqlite3.connect(desk / "desk.db")) as db:
+        kinds = [k for (k,) in db.execute("SELECT decision_kind FROM decisions WHERE node = 'team'")]
+    assert kinds.count("custom_promoted") == 2
+    assert kinds.count("custom_taken_back") == 1
+
+
+def test_mistakes_are_told(desk):
+    assert "did you mean 'team'" in call("train", "desk.py", "taem", fails=True)
+    assert "has no model of its own" in call("promote", "desk.py", "team", fails=True)
+    assert "no model of its own serves" in call("rollback", "desk.py", "team", fails=True)
+    assert "there is no recording" in call("history", "desk.py", "team", "--recording", "no.db", fails=True)
+    said = json.loads(call("train", "desk.py", "team", "--trainer", "haed", "--json"))
+    assert said["what"] == "custom_not_trained"
+    assert "did you mean 'head'" in said["why"]
+
+
+def test_models_alone_still_shows_them(desk):
+    assert "big" in call("--no-health")
+    assert json.loads(call("--json", "--no-health"))["models"]["big"]["tier"] == "strongest"
