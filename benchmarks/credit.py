@@ -264,9 +264,9 @@ def settings_of(world: World, target: float, way: str, seed: int) -> Settings:
     tiers = ["strongest", *["standard"] * (len(world.models) - 2), "local"]
     # The same for the end result: each node on the way its part, or one target that is split.
     steps = len(world.shape.path(0))
-    wanted: dict[str, Any] = {"flow": {"target": target**steps}} if way == "flow" else {}
+    wanted = {"flow_target": target**steps} if way == "flow" else {}
     return load_settings(
-        run={"recording": None, "seed": seed, "max_in_flight": 16},
+        run={"recording": None, "seed": seed, "max_in_flight": 16, **wanted},
         defaults={"form": "adaptive", **({} if way == "flow" else {"target": target})},
         models={
             name: {
@@ -277,7 +277,6 @@ def settings_of(world: World, target: float, way: str, seed: int) -> Settings:
             }
             for name, tier in zip(world.models, tiers, strict=True)
         },
-        **wanted,
     )
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "AgentsConfig",
     "BusConfig",
     "CustomConfig",
-    "FlowConfig",
     "LocalEngine",
     "ModelConfig",
     "NodeConfig",
@@ -229,14 +228,6 @@ class CustomConfig(_Section):
     """Models of a node whose files are kept, besides the one that serves and its parent."""
 
 
-class FlowConfig(_Section):
-    """What is wanted of the whole flow."""
-
-    target: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least quality of the end result, as a share of what the strongest models would reach; split over the
-    nodes, but for those with a target of their own."""
-
-
 class RunConfig(_Section):
     """One run of a flow."""
 
@@ -256,6 +247,9 @@ class RunConfig(_Section):
     """Start from what earlier runs of the same flow learned, as the recording tells it."""
     seed: int | None = None
     """Seed of the router's choices; None takes a new one each run."""
+    flow_target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality of the flow's end result, as a share of what the strongest models would reach; split over
+    the nodes, but for those with a target of their own."""
 
     @field_validator("recording", mode="before")
     @classmethod
@@ -344,7 +338,6 @@ class Settings(BaseSettings):
     )
 
     run: RunConfig = RunConfig()
-    flow: FlowConfig = FlowConfig()
     defaults: NodeConfig = NodeConfig()
     nodes: dict[str, NodeConfig] = {}
     models: dict[str, ModelConfig] = {}

@@ -398,7 +398,7 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
-        whole = self.settings.flow.target or spec.flow_target
+        whole = self.settings.run.flow_target or spec.flow_target
         if whole is not None:
             shared = self.flow_targets.get(spec.flow)
             part = whole if shared is None else shared.of(spec.id)
