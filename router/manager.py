@@ -29,6 +29,7 @@ from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.prices import Prices
 from chainwax.router.prompt import Prompt
@@ -81,6 +82,8 @@ class LLMManager:
         self.recording: Recording = NoRecording()
         self.instances: dict[str, LLMInstance] = {}
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
+        self.knowledge: dict[str, Knowledge] = {}
+        """By flow: what its nodes know together."""
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
         self.custom: Lifecycle | None = None
@@ -318,6 +321,7 @@ class LLMManager:
                 publish=self.feedback,
                 announce=self.announce,
                 recording=self.recording,
+                knowledge=self.knowledge.setdefault(node.flow, Knowledge()),
                 clock=self.clock,
                 # Each node, in each process, draws from a stream of its own, the same one for the same seed.
                 seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
@@ -358,6 +362,7 @@ class LLMManager:
             "observe_share",
             "target",
             "worth",
+            "pace",
             "certify",
             "budget",
             "latency",

@@ -23,6 +23,10 @@ from chainwax.router.errors import (
 )
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
+from chainwax.router.learning.answers import prompt_text
+from chainwax.router.learning.context import decode, read
+from chainwax.router.learning.drift import Drift
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.learning.packed import generator, resume
 from chainwax.router.policies import POLICIES, Plan, Policy, Remembering, Watching
 from chainwax.router.purse import Purse
@@ -70,11 +74,12 @@ class LLMRouter:
         publish: Callable[[Sequence[Feedback]], None],
         announce: Callable[[Decision], None],
         recording: Recording,
+        knowledge: Knowledge | None = None,
         clock: Clock = SYSTEM_CLOCK,
         seed: int | None = None,
     ) -> None:
         self.node = node
-        self.stats = NodeStats(instances)
+        self.stats = NodeStats(instances, node.id, knowledge)
         self.gate = Gate(node.id)
         self._seed = seed
         self._policies: dict[Form, Policy] = {}
@@ -97,6 +102,7 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
+        self._drift = Drift()
         self.doubts = Doubts(node.id)
         """What is odd about the scores that come."""
         self._scores: dict[int, float] = {}
@@ -145,13 +151,17 @@ class LLMRouter:
         ``found`` is what an earlier try at the same run recorded of this call; nothing of it is paid
         again.
         """
-        result = CallResult(query.call_id, self.node.id)
+        if not query.context:
+            query.context = read(prompt_text(query.messages))
+        result = CallResult(query.call_id, self.node.id, context=query.context)
         begun = self._clock.monotonic()
         try:
             if found is not None and found.status == "ok":
                 # A form of answer that was changed meanwhile may refuse what it took before: ask again then.
                 with contextlib.suppress(AnswerInvalid):
-                    return found.as_result(self.node.answer)
+                    earlier = found.as_result(self.node.answer)
+                    earlier.context = query.context
+                    return earlier
             # An attempt that brought a text is paid: it is not made again, whatever it was worth.
             known = {a.arm.key: a for a in found.attempts if a.text is not None} if found else {}
             await self._see_through(query, result, known)
@@ -175,19 +185,30 @@ class LLMRouter:
             which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
             earlier = self._scores.pop(which, None)
             if earlier is not None:
-                self._count(state, earlier, -1.0, feedback.kind)
+                self._count(feedback.kind, state, earlier, -1.0)
             elif not self._takes(feedback):
                 return
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
             self._scores[which] = feedback.score
-        self._count(state, feedback.score, 1.0, feedback.kind)
+        self._count(feedback.kind, state, feedback.score, 1.0)
+        self._expect(feedback, state, earlier)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _UNUSED:
             self._tell(self.doubts.scored(feedback.score))
             self._certify(feedback, earlier)
             if isinstance(self.policy, Watching):
                 self.policy.learn(feedback, earlier)
+
+    def expected(self, arm: str, context: str = "") -> float | None:
+        """The score that an arm's answer to a call will probably get; None for an arm that is not there.
+
+        ``arm`` is its key, ``context`` what was read off the call's prompt.
+        """
+        state = self.stats.by_key.get(arm)
+        if state is None:
+            return None
+        return self.stats.knowledge.expected(self.node.id, state.place, decode(context))
 
     def state(self) -> dict[str, Any]:
         """All that is known and where all random generators stand, JSON-ready, to the last bit.
@@ -202,9 +223,10 @@ class LLMRouter:
             "policies": {form.value: policy.state() for form, policy in policies.items()},
             "certificate": None if self.certificate is None else self.certificate.state(),
             "doubts": self.doubts.state(),
+            "drift": self._drift.state(),
             "random": generator(self._random),
             "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
-            "observed": [self.observed, self.observed_cost, *self._wished],
+            "observed": [self.observed, self.observed_cost, dict(self._wished)],
         }
 
     def restore(self, state: Mapping[str, Any], *, same_run: bool = True, same_process: bool = True) -> None:
@@ -221,6 +243,7 @@ class LLMRouter:
         self._scores = dict(state["said"])
         self._saved_at = state["time"]
         self.doubts.restore(state["doubts"])
+        self._drift.restore(state["drift"])
         for form, known in state["policies"].items():
             policy = self._policy_of(Form(form))
             if isinstance(policy, Remembering):
@@ -232,9 +255,8 @@ class LLMRouter:
         if same_run:
             if self.purse is not None:
                 self.purse.began_with(state["spent"])
-            self.observed, self.observed_cost, *wished = state["observed"]
-            if len(wished) == len(self._wished):
-                self._wished = wished
+            self.observed, self.observed_cost, wished = state["observed"]
+            self._wished = Counter(wished)
 
     def knows(self, feedback: Feedback) -> bool:
         """Whether a recorded score is in the saved state that this router began with."""
@@ -597,8 +619,21 @@ class LLMRouter:
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _count(self, state: ArmState, score: float, weight: float, kind: FeedbackKind) -> None:
-        self.stats.learn(state, score, weight)
+    def _expect(self, feedback: Feedback, state: ArmState, earlier: float | None) -> None:
+        """Learn what to expect of the arm, and notice where it is no longer what it was."""
+        words = decode(feedback.context)
+        knowledge, node = self.stats.knowledge, self.node.id
+        if earlier is not None:
+            knowledge.revise(node, state.place, words, feedback.score - earlier)
+            return
+        expected = knowledge.learn(node, state.place, words, feedback.score)
+        off = self._drift.heard(state.key, expected, feedback.score)
+        if off is not None:
+            self.stats.forget(state)
+            self._announce(Decision("drift", node, {"arm": state.key, "off": round(off, 2)}))
+
+    def _count(self, kind: FeedbackKind, state: ArmState, score: float, weight: float) -> None:
+        self.stats.count(state, score, weight)
         if kind not in _UNUSED:
             self.stats.served_scores += weight * score
             self.stats.served_scored += weight

@@ -174,6 +174,8 @@ class NodeSpec:
     """Least quality, as a share of the strongest model's."""
     worth: float | None = None
     """Dollars for a point of quality, in place of the target; for the form ``switched``."""
+    pace: float | None = None
+    """Dollars that a call may cost on average, in place of the target; for the form ``adaptive``."""
     certify: float = 0.0
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     budget: float | None = None
