@@ -27,23 +27,24 @@ from chainwax.router.types import Tier
 
 __all__ = ["Knowledge", "NodeKnowledge"]
 
-_LEVEL = (1.7, 0.5)
+_LEVEL = (1.7, 1.0)
 """Mean and variance of the log-odds of a score, before the first."""
 _TIERS = {
     Tier.strongest: (0.0, 0.02),
-    Tier.standard: (-0.13, 0.1),
+    Tier.standard: (-0.18, 0.1),
     Tier.local: (-0.8, 0.4),
     Tier.custom: (-0.8, 0.4),
 }
 """Mean and variance of an arm's own log-odds. A standard model is taken to be nearly as good as the
 strongest, and of the others little is claimed."""
-_NODE, _NODE_ARM = 0.6, 0.1
+_NODE, _NODE_ARM = 0.8, 0.3
 """Variances of a node's level, and of an arm's at a node."""
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
+_MACKAY = math.pi / 8.0
 _CHANGED = 2.0
 """Variance of an arm at a node that has changed."""
-_CURVE = 0.1
+_CURVE = 0.04
 """Least curvature of a score: an expectation that is all but certain must still be able to be wrong."""
 _PSEUDO = 3.0
 """Answers that the common cost of an arm counts as at a node."""
@@ -110,10 +111,11 @@ class Knowledge:
             price = self._prices[wish] = Price()
         return price
 
-    def odds(self, node: str, words: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log-odds of each arm's score, shape (arms + 1,), and the variance of what is the arm's own.
+    def scores(self, node: str, words: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The score to expect of each arm, shape (arms + 1,), and the variance of its log-odds' own part.
 
-        ``words`` are the numbers of a context. Column 0 stands for no arm.
+        ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is expected
+        to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
         """
         own = self.node(node)
         mean, var = self.mean + own.mean, self.var + own.var
@@ -124,11 +126,12 @@ class Knowledge:
             var += (scale * scale) * self.words_var[words].sum(axis=0)
             level = mean[0]
         mean += level
-        return mean, var
+        mean /= np.sqrt(1.0 + _MACKAY * (var + var[0]))
+        return 1.0 / (1.0 + np.exp(-mean)), var
 
     def expected(self, node: str, place: int, words: NDArray[np.intp]) -> float:
         """The score to expect of one arm's answer."""
-        return _sigmoid(float(self.odds(node, words)[0][place]))
+        return float(self.scores(node, words)[0][place])
 
     def learn(
         self, node: str, place: int, words: NDArray[np.intp], score: float, weight: float = 1.0

@@ -73,8 +73,8 @@ class Adaptive:
         if len(arms) == 1:
             return Plan((arms[0],))
         places = np.array([state.place for state in arms], dtype=np.intp)
-        odds, doubt = self._knowledge.odds(self._stats.node, decode(query.context))
-        mean = 1.0 / (1.0 + np.exp(-odds[places]))
+        scores, doubt = self._knowledge.scores(self._stats.node, decode(query.context))
+        mean = scores[places]
         spread = _DRAWN * mean * (1.0 - mean) * np.sqrt(doubt[places])
         cost = self._stats.costs()[places]
         # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
@@ -100,7 +100,7 @@ class Adaptive:
         if not arms:
             return None
         places = np.array([state.place for state in arms], dtype=np.intp)
-        mean = 1.0 / (1.0 + np.exp(-self._knowledge.odds(self._stats.node, NOTHING)[0][places]))
+        mean = self._knowledge.scores(self._stats.node, NOTHING)[0][places]
         worth = mean - self._stats.costs()[places] / self.price
         return arms[int(worth.argmax())].key
 
