@@ -188,6 +188,11 @@ class NodeStats:
         state.used += 1
         self.calls += 1
 
+    def quality(self, state: ArmState) -> float:
+        """The score that an answer of an arm is expected to get, whatever the prompt."""
+        right = float(self.right[state.index])
+        return right / (right + float(self.wrong[state.index]))
+
     def learn(
         self, state: ArmState, score: float, weight: float = 1.0, words: NDArray[np.intp] = NOTHING
     ) -> float:
@@ -196,7 +201,9 @@ class NodeStats:
         return self.knowledge.learn(self.node, state.place, words, score, weight)
 
     def count(self, state: ArmState, score: float, weight: float) -> None:
-        """Add a score up. A negative weight takes back what was added before."""
+        """Add a score up; a share of a path's score may be above 1. A negative weight takes back what was
+        added before.
+        """
         self.right[state.index] = max(self.right[state.index] + weight * score, 1e-3)
         self.wrong[state.index] = max(self.wrong[state.index] + weight * (1.0 - score), 1e-3)
         state.scores += weight * score

@@ -114,8 +114,8 @@ class Knowledge:
     def scores(self, node: str, words: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The score to expect of each arm, shape (arms + 1,), and the variance of its log-odds' own part.
 
-        ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is expected
-        to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
+        ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is
+        expected to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
         """
         own = self.node(node)
         mean, var = self.mean + own.mean, self.var + own.var

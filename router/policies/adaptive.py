@@ -133,9 +133,11 @@ class Adaptive:
     def _price(self) -> Price:
         """The price that all nodes of the flow with the same wish have in common."""
         node = self.node
-        return self._knowledge.price(
-            f"pace {node.pace}" if node.pace is not None else f"target {node.target}"
-        )
+        if node.pace is not None:
+            return self._knowledge.price(f"pace {node.pace}")
+        # A part of a flow's target is the node's own, and moves.
+        own = node.flow_target is not None
+        return self._knowledge.price(f"node {node.id}" if own else f"target {node.target}")
 
     def _quick_enough(self, arms: Sequence[ArmState]) -> Sequence[ArmState]:
         wanted = self.node.latency

@@ -480,7 +480,7 @@ class TestNodes:
             "stream": True,
         }
 
-    def test_feedback_is_about_all_upstream_by_default(
+    def test_feedback_is_about_the_end_result_by_default(
         self, asked: Asked, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told: list[dict[str, Any]] = []
@@ -496,7 +496,7 @@ class TestNodes:
         stream.feedback("one", bool, about=["a"]).sink("out")
         flow.compile({"in": TestingSource([])}, {"out": TestingSink([])})
         assert [(t["id"], t["about"], t["metric"], t["kind"]) for t in told] == [
-            ("all", ("a", "b"), "good", "human"),
+            ("all", (), "good", "human"),
             ("one", ("a",), "score", "downstream"),
         ]
 
