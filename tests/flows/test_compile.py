@@ -501,13 +501,13 @@ class TestNodes:
         ]
 
     def test_a_recording_gets_items_and_dead_letters(self, asked: Asked) -> None:
-        kept: dict[str, list[Any]] = {"items": [], "dead": []}
+        kept: dict[str, list[Any]] = {"items": [], "dead": [], "told": []}
         recording = SimpleNamespace(
             items=lambda source, rows: kept["items"].extend((source, *row) for row in rows),
             dead_letters=kept["dead"].extend,
         )
         source = [Record({"x": 1}, "k", "p:1", 5.0), BadRecord("p:2", "{", "no JSON"), Record({}, "", "p:3")]
-        manager = SimpleNamespace(recording=recording, settings=load_settings())
+        manager = SimpleNamespace(recording=recording, settings=load_settings(), feedback=kept["told"].extend)
         run(lambda s: s.map("m", lambda v: v["x"]), source, manager=manager)
         assert kept["items"] == [("in", "p:1", "k", 5.0, {"x": 1}), ("in", "p:3", "", None, {})]
         assert sorted((d.node, d.position, d.error) for d in kept["dead"]) == [

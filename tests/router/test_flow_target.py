@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,10 +22,10 @@ NODES = ("a", "b", "c")
 def make() -> Iterator[Make]:
     with ExitStack() as stack:
 
-        def manager(**options: Any) -> LLMManager:
+        def manager(run: dict[str, Any], **options: Any) -> LLMManager:
             prices = {"strong": ("strongest", 1e-4), "small": ("local", 1e-6)}
             settings = load_settings(
-                run={"recording": None, "seed": 1},
+                run={"recording": None, "seed": 1, **run},
                 models={
                     name: {
                         "tier": tier,
@@ -66,27 +65,28 @@ def learn(manager: LLMManager, quality: dict[str, float], items: int = 1500) -> 
 
 
 def test_at_first_each_node_has_the_same_part(make: Make) -> None:
-    manager = make(flow={"target": 0.9})
+    manager = make(run={"flow_target": 0.9})
     assert targets(manager) == dict.fromkeys(NODES, pytest.approx(0.9 ** (1 / 3)))
 
 
-def test_slack_goes_where_it_saves_most_and_the_whole_stays(make: Make) -> None:
-    manager = make(flow={"target": 0.9})
+def test_a_dollar_goes_where_it_buys_most_and_the_whole_stays(make: Make) -> None:
+    """Of a and c the small model is good enough, of b it is not: the targets say so."""
+    manager = make(run={"flow_target": 0.9})
     learn(manager, {"a": 0.94, "b": 0.5, "c": 0.94})
     found = targets(manager)
-    assert found["b"] > found["a"]
-    assert found["b"] > found["c"]
-    assert math.prod(found.values()) == pytest.approx(0.9, rel=1e-6)
+    assert found["a"] < 0.94 / 0.95
+    assert found["c"] < 0.94 / 0.95
+    assert found["b"] > 0.5 / 0.95
 
 
 def test_a_node_with_a_target_of_its_own_keeps_it(make: Make) -> None:
-    manager = make(flow={"target": 0.9}, nodes={"b": {"target": 0.7}})
+    manager = make(run={"flow_target": 0.9}, nodes={"b": {"target": 0.7}})
     learn(manager, {"a": 0.94, "b": 0.5, "c": 0.94}, 200)
     assert targets(manager)["b"] == 0.7
 
 
 def test_the_split_is_saved_and_given_back(make: Make) -> None:
-    manager, other = make(flow={"target": 0.9}), make(flow={"target": 0.9})
+    manager, other = make(run={"flow_target": 0.9}), make(run={"flow_target": 0.9})
     learn(manager, {"a": 0.94, "b": 0.5, "c": 0.94}, 400)
     assert other.load_state(manager.save_state())
     assert targets(other) == targets(manager)
