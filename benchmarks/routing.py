@@ -53,23 +53,15 @@ class Setting:
     nodes: dict[str, dict[str, Any]]
 
 
-def sweep(recorded: Recorded, policy: str) -> list[Setting]:
+def sweep(recorded: Recorded) -> list[Setting]:
     """The values of the frontier's runs, from what is known before the first item: the price list.
 
-    For ``switched`` what a point of quality is worth, from a hundredth of the dearest's cost of an item to a
-    hundred times that; for the others budgets from the cheapest's cost to the dearest's.
+    What a point of quality is worth, from a thirtieth of the dearest's cost of an item to three hundred
+    times that. (``parallel`` has no such choice: its runs are all alike.)
     """
-    dearest, cheapest = recorded.prices[recorded.models[0]], recorded.prices[recorded.models[-1]]
-    if policy == "switched":
-        # Where all models are free, nothing is saved at any worth.
-        unit = dearest or 1.0
-        return [Setting({"worth": unit * 10 ** (-2 + 4 * step / (RUNS - 1))}, {}) for step in range(RUNS)]
-    settings = []
-    for step in range(RUNS):
-        an_item = cheapest + (dearest - cheapest) * (step / (RUNS - 1)) ** 2
-        nodes = {node: {"budget": an_item * items} for node, items in recorded.nodes.items()}
-        settings.append(Setting({}, nodes))
-    return settings
+    # Where all models are free, nothing is saved at any worth.
+    unit = recorded.prices[recorded.models[0]] or 1.0
+    return [Setting({"worth": unit * 10 ** (-1.5 + 4 * step / (RUNS - 1))}, {}) for step in range(RUNS)]
 
 
 @dataclass
@@ -117,7 +109,7 @@ def run_all(
     recorded: Recorded, warm: Recorded | None, options: argparse.Namespace
 ) -> tuple[list[Run], list[list[Run]]]:
     """The runs at target, one a seed, and those of the sweep, by value and seed."""
-    settings = [Setting({"target": options.target}, {}), *sweep(recorded, options.policy)]
+    settings = [Setting({"target": options.target}, {}), *sweep(recorded)]
     jobs = [(setting, seed) for setting in settings for seed in range(options.seeds)]
     begun = time.monotonic()
     done: list[Run] = []

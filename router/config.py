@@ -177,7 +177,10 @@ class NodeConfig(_Section):
     """Least quality, as a share of the strongest model's."""
     worth: Positive | None = None
     """Dollars that a point of quality is worth, which is a right answer in place of a wrong one: in place of
-    ``target``, for the form ``switched``."""
+    ``target``, for the forms ``switched`` and ``adaptive``."""
+    pace: Positive | None = None
+    """Dollars that a call may cost on average, over the whole run: the best quality that this buys, in place
+    of ``target``, for the form ``adaptive``."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
     agreement: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -31,6 +31,7 @@ from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
 from chainwax.router.flow_target import FlowTarget
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.model_types import parse_model_type
 from chainwax.router.prices import Prices
 from chainwax.router.prompt import Prompt
@@ -92,6 +93,8 @@ class LLMManager:
         self.recording: Recording = NoRecording()
         self.instances: dict[str, LLMInstance] = {}
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
+        self.knowledge: dict[str, Knowledge] = {}
+        """By flow: what its nodes know together."""
         self.flow_targets: dict[str, FlowTarget] = {}
         """By flow, where one has a target for its end result."""
         self.refused_feedback = 0
@@ -343,6 +346,7 @@ class LLMManager:
                 publish=self.feedback,
                 announce=self.announce,
                 recording=self.recording,
+                knowledge=self.knowledge.setdefault(node.flow, Knowledge()),
                 clock=self.clock,
                 # Each node, in each process, draws from a stream of its own, the same one for the same seed.
                 seed=None if seed is None else zlib.crc32(f"{seed}/{node.flow}/{node.id}{part}".encode()),
@@ -382,6 +386,7 @@ class LLMManager:
             "observe_share",
             "target",
             "worth",
+            "pace",
             "certify",
             "agreement",
             "budget",

@@ -12,6 +12,7 @@ from chainwax.router.backends import Backend
 from chainwax.router.config import ModelConfig
 from chainwax.router.errors import ConfigError, UnknownName
 from chainwax.router.instance import LLMInstance
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.prices import Price, Prices
 from chainwax.router.rules import allowed, offers
 from chainwax.router.types import Decision, NodeSpec
@@ -114,8 +115,14 @@ class Roster:
             before, instance.price = instance.price, Prices.of(name, config)
             instance.config = config
             faces = self._faces()
+            changed: list[Knowledge] = []
             for face in faces:
-                face.router.stats.reprice(instance, before)
+                stats = face.router.stats
+                factor = stats.reprice(instance, before)
+                if all(one is not stats.knowledge for one in changed):
+                    changed.append(stats.knowledge)
+                    for arm in instance.arms:
+                        stats.knowledge.reprice(arm.key, factor)
             self._tell("price_changed", name, (), {**_prices(instance.price), "before": _prices(before)})
 
         self._on_loop(work)

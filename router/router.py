@@ -26,6 +26,10 @@ from chainwax.router.errors import (
 )
 from chainwax.router.gate import Gate
 from chainwax.router.instance import LLMInstance
+from chainwax.router.learning.answers import prompt_text
+from chainwax.router.learning.context import decode, read
+from chainwax.router.learning.drift import Drift
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.learning.packed import generator, resume
 from chainwax.router.policies import POLICIES, Plan, Policy, Remembering, Watching
 from chainwax.router.purse import Purse
@@ -88,11 +92,12 @@ class LLMRouter:
         publish: Callable[[Sequence[Feedback]], None],
         announce: Callable[[Decision], None],
         recording: Recording,
+        knowledge: Knowledge | None = None,
         clock: Clock = SYSTEM_CLOCK,
         seed: int | None = None,
     ) -> None:
         self.node = node
-        self.stats = NodeStats(instances)
+        self.stats = NodeStats(instances, node.id, knowledge)
         self.gate = Gate(node.id)
         self._seed = seed
         self._policies: dict[Form, Policy] = {}
@@ -115,6 +120,7 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
+        self._drift = Drift()
         self.agreement = Agreement()
         """How often other arms' answers lead to the same as the strongest's, where nobody scores."""
         self.doubts = Doubts(node.id)
@@ -165,13 +171,17 @@ class LLMRouter:
         ``found`` is what an earlier try at the same run recorded of this call; nothing of it is paid
         again.
         """
-        result = CallResult(query.call_id, self.node.id)
+        if not query.context:
+            query.context = read(prompt_text(query.messages))
+        result = CallResult(query.call_id, self.node.id, context=query.context)
         begun = self._clock.monotonic()
         try:
             if found is not None and found.status == "ok":
                 # A form of answer that was changed meanwhile may refuse what it took before: ask again then.
                 with contextlib.suppress(AnswerInvalid):
-                    return found.as_result(self.node.answer)
+                    earlier = found.as_result(self.node.answer)
+                    earlier.context = query.context
+                    return earlier
             # An attempt that brought a text is paid: it is not made again, whatever it was worth.
             known = {a.arm.key: a for a in found.attempts if a.text is not None} if found else {}
             await self._see_through(query, result, known)
@@ -201,7 +211,9 @@ class LLMRouter:
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
             self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
-        self._count(state, _Said(feedback.score, feedback.others, feedback.weight), 1.0, feedback.kind)
+        said = _Said(feedback.score, feedback.others, feedback.weight)
+        self._count(state, said, 1.0, feedback.kind)
+        self._expect(state, said, earlier, feedback)
         state.instance.recorder.score(feedback.score)
         if feedback.kind not in _NO_QUALITY:
             self._tell(self.doubts.scored(feedback.score))
@@ -216,7 +228,9 @@ class LLMRouter:
         ``arm`` is its key, ``context`` what was read off the call's prompt.
         """
         state = self.stats.by_key.get(arm)
-        return None if state is None else self.stats.quality(state)
+        if state is None:
+            return None
+        return self.stats.knowledge.expected(self.node.id, state.place, decode(context))
 
     def state(self) -> dict[str, Any]:
         """All that is known and where all random generators stand, JSON-ready, to the last bit.
@@ -232,6 +246,7 @@ class LLMRouter:
             "policies": {form.value: policy.state() for form, policy in policies.items()},
             "certificate": None if self.certificate is None else self.certificate.state(),
             "doubts": self.doubts.state(),
+            "drift": self._drift.state(),
             "random": generator(self._random),
             "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
             "observed": [self.observed, self.observed_cost, dict(self._wished)],
@@ -252,6 +267,7 @@ class LLMRouter:
         self.agreement.restore(state["agreement"])
         self._saved_at = state["time"]
         self.doubts.restore(state["doubts"])
+        self._drift.restore(state["drift"])
         for form, known in state["policies"].items():
             policy = self._policy_of(Form(form))
             if isinstance(policy, Remembering):
@@ -641,9 +657,24 @@ class LLMRouter:
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
+    def _expect(self, state: ArmState, said: _Said, earlier: _Said | None, feedback: Feedback) -> None:
+        """Learn what to expect of the arm, and notice where it is no longer what it was."""
+        words = decode(feedback.context)
+        knowledge, node = self.stats.knowledge, self.node.id
+        if earlier is not None:
+            by = said.weight * said.learned - earlier.weight * earlier.learned
+            knowledge.revise(node, state.place, words, by)
+            return
+        expected = knowledge.learn(node, state.place, words, said.learned, said.weight)
+        # What is but a share of a path's score, or says next to nothing, tells too little of one arm.
+        off = self._drift.heard(state.key, expected, said.score) if said == (said.score, 1.0, 1.0) else None
+        if off is not None:
+            self.stats.forget(state)
+            self._announce(Decision("drift", node, {"arm": state.key, "off": round(off, 2)}))
+
     def _count(self, state: ArmState, said: _Said, sign: float, kind: FeedbackKind) -> None:
         weight = sign * said.weight
-        self.stats.learn(state, said.learned, weight)
+        self.stats.count(state, said.learned, weight)
         if kind is FeedbackKind.agreement:
             self.agreement.learn(state.key, said.score, weight)
         if kind not in _NO_QUALITY:

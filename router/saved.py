@@ -22,7 +22,7 @@ log = logging.getLogger("chainwax")
 
 EVERY = 300.0
 """Seconds between two times that it is kept: so much of the topic is read again after a crash."""
-_VERSION = 2
+_VERSION = 3
 _WAIT_S = 30.0
 
 
@@ -37,9 +37,9 @@ def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
         routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
         targets = {flow: shared.state() for flow, shared in manager.flow_targets.items()}
         whose = {"run": manager.run_id, "process": manager.share.index}
-        state.set_result(
-            {"version": _VERSION, **whose, "bus": where, "nodes": routers, "flow_targets": targets}
-        )
+        flows = {flow: known.state() for flow, known in manager.knowledge.items()}
+        known = {"flows": flows, "nodes": routers, "flow_targets": targets}
+        state.set_result({"version": _VERSION, **whose, "bus": where, **known})
 
     if bus is None:
         manager.loop.call_soon_threadsafe(collect, None)
@@ -63,6 +63,12 @@ def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -
     same_process = state["process"] == manager.share.index
 
     async def restore() -> None:
+        tiers = {
+            arm.key: arm.instance.tier for router in routers.values() for arm in router.stats.by_key.values()
+        }
+        for flow, known in state["flows"].items():
+            if flow in manager.knowledge:
+                manager.knowledge[flow].restore(known, tiers)
         for node, saved in state["nodes"].items():
             if node in routers:
                 routers[node].restore(saved, same_run=same_run, same_process=same_process)

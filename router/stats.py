@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chainwax.router.instance import LLMInstance
+from chainwax.router.learning.context import NOTHING
+from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.prices import Price
 from chainwax.router.recorder import wilson
 from chainwax.router.types import Arm, Attempt, Tier
@@ -25,6 +27,8 @@ _PRIOR = {
     Tier.local: (1.0, 1.0),
     Tier.custom: (1.0, 1.0),
 }
+_LEFT = 4.0
+"""Scores that an arm's quality counts as after it has changed."""
 _GUESSED_TOKENS = (200.0, 64.0)
 """Tokens in and out that a cost is guessed with before a node's first answer."""
 
@@ -39,6 +43,8 @@ class ArmState:
     """Its place in the arrays of the statistics, for ever."""
     key: str
     """The arm's key."""
+    place: int = 0
+    """Its column in what the flow's nodes know together."""
     rank: int = 0
     """Its place among those that may be asked, strongest tier first; changes when models come and go."""
     here: bool = True
@@ -84,10 +90,18 @@ class NodeStats:
     """The arms of one node, strongest tier first, with a Beta posterior for each arm's quality.
 
     ``right`` and ``wrong`` have one entry an arm: pseudo-counts of the score in [0, 1]. Arms may come and go;
-    one that has gone keeps its place there, and ``arms`` is another list then.
+    one that has gone keeps its place there, and ``arms`` is another list then. What is learned here goes
+    into the ``knowledge`` that all nodes of the flow share, too.
     """
 
-    def __init__(self, instances: Sequence[LLMInstance]) -> None:
+    def __init__(
+        self, instances: Sequence[LLMInstance], node: str = "", knowledge: Knowledge | None = None
+    ) -> None:
+        self.node = node
+        self.knowledge = Knowledge() if knowledge is None else knowledge
+        self._costs: NDArray[np.float64] = np.zeros(0)
+        self._tokens = (0, 0)
+        self._answers = 0
         self.arms: list[ArmState] = []
         """Those that may be asked."""
         self.by_key: dict[str, ArmState] = {}
@@ -106,8 +120,6 @@ class NodeStats:
         self.served_scores = 0.0
         self.served_scored = 0.0
         """Sum and number of the scores that came from downstream for answers that were used."""
-        self._tokens = (0, 0)
-        self._answers = 0
 
     def add(self, instance: LLMInstance) -> None:
         """A model may be asked from now on. What was known of its arms, had it been there before, counts."""
@@ -115,7 +127,8 @@ class NodeStats:
         for arm in instance.arms:
             known = self.by_key.get(arm.key)
             if known is None:
-                self.by_key[arm.key] = ArmState(arm, instance, len(self.by_key), arm.key)
+                place = self.knowledge.add(arm.key, instance.tier)
+                self.by_key[arm.key] = ArmState(arm, instance, len(self.by_key), arm.key, place)
                 self.right = np.append(self.right, right)
                 self.wrong = np.append(self.wrong, wrong)
             else:
@@ -128,8 +141,11 @@ class NodeStats:
             state.here = state.here and state.instance.name != model
         self._arrange()
 
-    def reprice(self, instance: LLMInstance, before: Price) -> None:
-        """The price of a model has changed: what its calls cost by now is reckoned at the new one."""
+    def reprice(self, instance: LLMInstance, before: Price) -> float:
+        """The price of a model has changed: what its calls cost by now is reckoned at the new one.
+
+        Gives back how many times as dear a call of this node is; 1.0 where it was free.
+        """
         tokens = self._mean_tokens()
         old, new = before.estimate(*tokens), instance.price.estimate(*tokens)
         for state in self.by_key.values():
@@ -137,13 +153,16 @@ class NodeStats:
                 paid = state.paid * new / old if old > 0 else state.priced * new
                 state.repriced += paid - state.paid
                 state.paid = paid
+        self._costs = np.zeros(0)
         self.version += 1
+        return new / old if old > 0 else 1.0
 
     def _arrange(self) -> None:
         here = [state for state in self.by_key.values() if state.here]
         self.arms = sorted(here, key=lambda s: (_TIER_ORDER.index(s.instance.tier), s.index))
         for rank, state in enumerate(self.arms):
             state.rank = rank
+        self._costs = np.zeros(0)
         self.version += 1
 
     def asked(self, state: ArmState, attempt: Attempt, answered: bool) -> None:
@@ -156,8 +175,13 @@ class NodeStats:
             self._tokens = (self._tokens[0] + usage.input, self._tokens[1] + usage.output)
             state.paid += attempt.cost_usd
             state.priced += 1
+            self.knowledge.cost(self.node, state.place, attempt.cost_usd)
             if state.priced & (state.priced - 1) == 0:  # at each doubling the mean cost may have moved
                 self.version += 1
+            if self._answers & (self._answers - 1) == 0:
+                self._costs = np.zeros(0)
+            elif state.place < len(self._costs):
+                self._costs[state.place] = self._guess_cost(state)
 
     def served(self, state: ArmState) -> None:
         """A call was answered with this arm."""
@@ -165,13 +189,20 @@ class NodeStats:
         self.calls += 1
 
     def quality(self, state: ArmState) -> float:
-        """The score that an answer of an arm is expected to get."""
+        """The score that an answer of an arm is expected to get, whatever the prompt."""
         right = float(self.right[state.index])
         return right / (right + float(self.wrong[state.index]))
 
-    def learn(self, state: ArmState, score: float, weight: float = 1.0) -> None:
-        """A score arrived, a share of a path's score may be above 1. A negative weight takes back what was
-        learned before.
+    def learn(
+        self, state: ArmState, score: float, weight: float = 1.0, words: NDArray[np.intp] = NOTHING
+    ) -> float:
+        """A score arrived, of a call whose context ``words`` are; gives back what was expected."""
+        self.count(state, score, weight)
+        return self.knowledge.learn(self.node, state.place, words, score, weight)
+
+    def count(self, state: ArmState, score: float, weight: float) -> None:
+        """Add a score up; a share of a path's score may be above 1. A negative weight takes back what was
+        added before.
         """
         self.right[state.index] = max(self.right[state.index] + weight * score, 1e-3)
         self.wrong[state.index] = max(self.wrong[state.index] + weight * (1.0 - score), 1e-3)
@@ -179,11 +210,32 @@ class NodeStats:
         state.scored += weight
         self.version += 1
 
+    def forget(self, state: ArmState) -> None:
+        """An arm is no longer what it was: what was learned of it here counts for little from now on."""
+        right, wrong = self.right[state.index], self.wrong[state.index]
+        scale = min(1.0, _LEFT / (right + wrong))
+        self.right[state.index], self.wrong[state.index] = right * scale, wrong * scale
+        self.knowledge.forget(self.node, state.place)
+        self.version += 1
+
     def know(self, state: ArmState, right: float, n: int) -> None:
         """An arm was proved before it served: ``n`` answers, ``right`` of them right."""
         self.right[state.index] += right
         self.wrong[state.index] += n - right
         self.version += 1
+
+    def costs(self) -> NDArray[np.float64]:
+        """Dollars of an arm's next answer here, by its column; not to be changed."""
+        if not len(self._costs):
+            self._costs = np.zeros(len(self.knowledge.arms) + 1)
+            for state in self.arms:
+                self._costs[state.place] = self._guess_cost(state)
+        return self._costs
+
+    def _guess_cost(self, state: ArmState) -> float:
+        sent, made = self._mean_tokens()
+        listed = state.instance.price.estimate(round(sent), round(made))
+        return self.knowledge.guess_cost(self.node, state.place, state.paid, state.priced, listed)
 
     def mean_cost(self, state: ArmState) -> float:
         """Dollars for a call: measured, else from the price and the tokens that this node's calls take."""
@@ -207,13 +259,14 @@ class NodeStats:
 
         What this process asked and spent is not in it: the recording tells it.
         """
+        costs = self.costs()
         return {
             "version": self.version,
             "arms": {
                 s.key: {
                     "quality": [float(self.right[s.index]), float(self.wrong[s.index])],
                     "scores": [s.scores, s.scored],
-                    "costs": [s.paid, s.priced],
+                    "costs": [s.paid, s.priced, float(costs[s.place])],
                 }
                 for s in self.arms
             },
@@ -223,16 +276,22 @@ class NodeStats:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Know what :meth:`state` gave; arms that are no longer there are passed over."""
+        guesses: list[tuple[int, float]] = []
         for key, known in state["arms"].items():
             arm = self.by_key.get(key)
             if arm is None:
                 continue
             self.right[arm.index], self.wrong[arm.index] = known["quality"]
             arm.scores, arm.scored = known["scores"]
-            arm.paid, arm.priced = known["costs"]
+            arm.paid, arm.priced, guess = known["costs"]
+            guesses.append((arm.place, guess))
             arm.before = (arm.paid, arm.priced)
         self.served_scores, self.served_scored = state["served"]
         sent, made, self._answers = state["tokens"]
         self._tokens = (sent, made)
+        self._costs = np.zeros(0)
+        costs = self.costs()
+        for place, guess in guesses:
+            costs[place] = guess
         # Whoever kept a result of the statistics may go on with it where the arms are the same ones.
         self.version = state["version"] + (state["arms"].keys() != self.by_key.keys())

@@ -176,6 +176,8 @@ class NodeSpec:
     """Least quality, as a share of the strongest model's."""
     worth: float | None = None
     """Dollars for a point of quality, in place of the target; for the form ``switched``."""
+    pace: float | None = None
+    """Dollars that a call may cost on average, in place of the target; for the form ``adaptive``."""
     flow_target: float | None = None
     """Least quality of the flow's end result, as a share of what the strongest models everywhere would reach;
     ``target`` is then the node's part of it. None leaves ``target`` as it is."""

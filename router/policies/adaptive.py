@@ -1,97 +1,143 @@
-"""``adaptive``: Thompson sampling for each node, with the target as its constraint.
+"""``adaptive``: for each call, the arm that is worth most by what its prompt leads one to expect.
 
-Each arm's quality has a Beta posterior from the scores that came back from downstream. One draw of all
-qualities says which arms are good enough (at least ``target`` times the strongest's draw), and the
-cheapest of those is asked (Thompson 1933; as posterior sampling for a constraint, Agrawal and Goyal
-2012). The probability of each arm is estimated from :data:`DRAWS` draws at once, and choices are made
-with those probabilities, so that the propensity that is logged is the one that was used.
+What an arm's answer will probably be scored comes from what all nodes of the flow have learned
+(:mod:`chainwax.router.learning.knowledge`): of the arm, of the node, of the arm at the node, and of the
+prompt's words. The scores are drawn from that belief (Thompson 1933), and the arm is asked for which
+
+    price · score drawn − cost
+
+is greatest. ``price``, the dollars that a point of quality is worth, is the node's ``worth``; else the
+least that keeps its ``target``, or the greatest that keeps its ``pace``
+(:mod:`chainwax.router.learning.price`). The chance of an arm is reckoned from many draws at once and logged
+as its propensity.
+
+Each node with a target of its own keeps it by itself: where what it serves is expected to fall short, quality
+is dearer there than elsewhere. A flow whose nodes share one target needs no more than the one price.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chainwax.router.learning.packed import pack, unpack
+from chainwax.router.learning.context import NOTHING, decode
+from chainwax.router.learning.price import Price
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import NodeSpec, Query
 
 __all__ = ["Adaptive"]
 
-DRAWS = 128
+_DRAWN = 0.15
+"""How far a draw strays from what is expected, in deviations of the belief."""
+_DRAWS = 512
+"""Numbers drawn for one call: for each arm as many as that makes, at least sixteen."""
+_DEAR = 100.0
+"""What a point is worth before anything is known, in costs of the strongest: quality first."""
+_STEP = 1.0
+"""How quickly a node's own factor of the price moves: by so much of what a call falls short."""
+_MOST = 3.0
+"""The factor is at most e to this, and at least its inverse."""
 _SLOW_AFTER = 20
 """Answers after which a measured latency counts against a node's wanted one."""
 
 
 class Adaptive:
-    """The cheapest arm that is good enough, as far as is known."""
+    """The arm that is worth most, as far as is known."""
 
     def __init__(self, node: NodeSpec, stats: NodeStats, seed: int | None = None) -> None:
         self.node = node
         self._stats = stats
+        self._knowledge = stats.knowledge
         self._random = np.random.default_rng(seed)
-        self._known: tuple[int, tuple[int, ...]] | None = None
-        self._chances: NDArray[np.float64] = np.zeros(0)
-        self._cumulative: NDArray[np.float64] = np.zeros(0)
+        self._factor = 0.0
+        """Logarithm of the node's own factor of the price."""
+
+    @property
+    def price(self) -> float:
+        """Dollars that one point of quality, from 0 to 1, is worth to the node now."""
+        if self.node.worth is not None:
+            return self.node.worth
+        value = self._price().value
+        if not value:
+            value = _dear(float(self._stats.costs()[self._stats.arms[0].place]))
+        return value * math.exp(self._factor)
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
-        """Draw an arm; dearer ones follow it for the case that it fails or answers invalidly."""
+        """Draw an arm; stronger ones follow it for the case that it fails or answers invalidly."""
         arms = self._quick_enough(arms)
         if len(arms) == 1:
             return Plan((arms[0],))
-        known = (self._stats.version, tuple(s.index for s in arms))
-        if known != self._known:
-            self._chances = self._distribution(arms, self._random)
-            self._cumulative = np.cumsum(self._chances)
-            self._known = known
-        drawn = int(np.searchsorted(self._cumulative, self._random.random() * self._cumulative[-1], "right"))
-        drawn = min(drawn, len(arms) - 1)
-        chosen = arms[drawn]
-        return Plan((chosen, *self._escalation(chosen, arms)), float(self._chances[drawn]))
+        places = np.array([state.place for state in arms], dtype=np.intp)
+        scores, doubt = self._knowledge.scores(self._stats.node, decode(query.context))
+        mean = scores[places]
+        spread = _DRAWN * mean * (1.0 - mean) * np.sqrt(doubt[places])
+        cost = self._stats.costs()[places]
+        # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
+        spread[cost >= cost[0]] = 0.0
+        rows = max(16, _DRAWS // len(arms))
+        drawn = mean + spread * self._random.standard_normal((rows, len(arms)))
+        price = self._priced(places, drawn[0], mean, cost)
+        worth = drawn - cost / price
+        best = worth.argmax(axis=1)
+        chosen = int(best[0])
+        if self.node.worth is None:
+            shared = self._price()
+            shared.spent += float(cost[chosen])
+            if self.node.pace is None:
+                short = self.node.target * mean[0] - mean[chosen]
+                self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
+        chance = float(np.count_nonzero(best == chosen)) / rows
+        return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
 
     def choice(self) -> str | None:
-        """The arm with the greatest probability now."""
+        """The arm for a call of which nothing is known but the node. Draws nothing."""
         arms = self._quick_enough(self._stats.arms)
         if not arms:
             return None
-        # Whoever looks must not change what is drawn next: a snapshot is taken at any time.
-        looked = np.random.default_rng(0)
-        return arms[int(np.argmax(self._distribution(arms, looked)))].key
+        places = np.array([state.place for state in arms], dtype=np.intp)
+        mean = self._knowledge.scores(self._stats.node, NOTHING)[0][places]
+        worth = mean - self._stats.costs()[places] / self.price
+        return arms[int(worth.argmax())].key
 
     def state(self) -> dict[str, Any]:
-        """The chances that are kept, and where the random generator stands."""
-        return {
-            "known": self._known,
-            "chances": pack(self._chances),
-            "random": self._random.bit_generator.state,
-        }
+        """What is the node's alone, and where the random generator stands."""
+        return {"factor": self._factor, "random": self._random.bit_generator.state}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on as :meth:`state` said."""
-        known = state["known"]
-        self._known = None if known is None else (known[0], tuple(known[1]))
-        self._chances = unpack(state["chances"])
-        self._cumulative = np.cumsum(self._chances)
+        self._factor = state["factor"]
         if "random" in state:
             self._random.bit_generator.state = state["random"]
 
-    def _distribution(self, arms: Sequence[ArmState], chance: np.random.Generator) -> NDArray[np.float64]:
-        """Probability of each arm, shape (arms,), sums to 1."""
-        stats = self._stats
-        index = [s.index for s in arms]
-        draws = chance.beta(stats.right[index], stats.wrong[index], size=(DRAWS, len(index)))
-        # The first arm is of the strongest tier that is there: it is good enough by definition.
-        good = draws >= self.node.target * draws[:, :1]
-        cheapest_first = [arms.index(s) for s in stats.by_cost(arms)]
-        first_good = np.argmax(good[:, cheapest_first], axis=1)
-        counts = np.bincount(first_good, minlength=len(arms))
-        chances = np.zeros(len(arms))
-        chances[cheapest_first] = counts / DRAWS
-        return chances
+    def _priced(
+        self,
+        places: NDArray[np.intp],
+        drawn: NDArray[np.float64],
+        mean: NDArray[np.float64],
+        cost: NDArray[np.float64],
+    ) -> float:
+        """The price for a call, which is kept to reckon with."""
+        if self.node.worth is not None:
+            return self.node.worth
+        shared = self._price()
+        shared.note(places, drawn, mean, cost, float(mean[0]))
+        if self.node.pace is not None:
+            return shared.for_pace(self.node.pace)
+        return shared.for_target(self.node.target, _dear(float(cost[0]))) * math.exp(self._factor)
+
+    def _price(self) -> Price:
+        """The price that all nodes of the flow with the same wish have in common."""
+        node = self.node
+        if node.pace is not None:
+            return self._knowledge.price(f"pace {node.pace}")
+        # A part of a flow's target is the node's own, and moves.
+        own = node.flow_target is not None
+        return self._knowledge.price(f"node {node.id}" if own else f"target {node.target}")
 
     def _quick_enough(self, arms: Sequence[ArmState]) -> Sequence[ArmState]:
         wanted = self.node.latency
@@ -106,3 +152,8 @@ class Adaptive:
         """Who is asked after ``chosen``: what is stronger by tier, up to the strongest, then the rest."""
         stronger = [s for s in reversed(arms) if s.rank < chosen.rank]
         return stronger or [s for s in arms if s is not chosen]
+
+
+def _dear(cost: float) -> float:
+    """The price of quality before anything is known, where the strongest costs so much."""
+    return _DEAR * max(cost, 1e-9)

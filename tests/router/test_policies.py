@@ -76,8 +76,9 @@ def test_adaptive_ends_on_the_cheapest_that_is_good_enough(seed: int) -> None:
 def test_adaptive_leaves_what_is_not_good_enough(seed: int) -> None:
     bad = run({"strong": 0.97, "middle": 0.6, "small": 0.3}, target=0.97, calls=600, seed=seed)
     assert bad["choice"] == ["strong"]
+    # What the target leaves is used: (1 − 0.97) · 0.97 / (0.97 − 0.6), which is 16 of 200.
     assert bad["used"][-200:].count("small") <= 10
-    assert bad["used"][-200:].count("middle") <= 20
+    assert bad["used"][-200:].count("middle") <= 30
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,19 +90,23 @@ def test_adaptive_begins_with_the_strongest(seed: int) -> None:
 def test_propensities_are_the_frequencies() -> None:
     stats = stats_of(STRONG, MIDDLE, SMALL)
     policy = Adaptive(node(), stats, 7)
+    for _ in range(500):
+        policy.plan(QUERY, stats.arms)  # until the price has settled
     plans = [policy.plan(QUERY, stats.arms) for _ in range(4000)]
     for state in stats.arms:
         mine = [p.propensity for p in plans if p.arms[0] is state]
         if mine:
-            assert len(set(mine)) == 1  # nothing was learned in between
-            assert mine[0] == pytest.approx(len(mine) / len(plans), abs=0.03)
+            assert sum(mine) / len(mine) == pytest.approx(len(mine) / len(plans), abs=0.05)
 
 
 def test_adaptive_escalates_to_stronger_tiers_in_turn() -> None:
     stats = stats_of(STRONG, MIDDLE, SMALL)
     small = stats.by_key["small"]
-    stats.learn(small, 1.0, 1000.0)
-    plan = Adaptive(node(), stats, 0).plan(QUERY, stats.arms)
+    for _ in range(200):
+        stats.learn(small, 1.0)
+        stats.learn(stats.by_key["middle"], 0.5)
+    policy = Adaptive(node(), stats, 0)
+    plan = [policy.plan(QUERY, stats.arms) for _ in range(50)][-1]
     assert [s.key for s in plan.arms] == ["small", "middle", "strong"]
 
 

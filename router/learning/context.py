@@ -1,0 +1,86 @@
+"""What is read off a prompt to learn by: its words, hashed, and a few signs of its size and make.
+
+A context is a short text (at most :data:`MOST` numbers of twelve bits, base64), so that it can travel with a
+call, its lineage and its scores: whoever learns of a score learns the same, also a process that never saw
+the prompt. The words cannot be read back from it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import re
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MOST", "NOTHING", "PLACES", "decode", "read"]
+
+PLACES = 4096
+"""Places that words are hashed to."""
+_WORDS = 64
+"""Words of a prompt that count: of more the first half and the last."""
+_SIGNS = 5
+MOST = _WORDS + _SIGNS
+"""Numbers in a context."""
+_READ = 4000
+"""Characters of a prompt that are read: of a longer one the first half and the last."""
+_WORD = re.compile(rb"\w+")
+_WORD_ANY = re.compile(r"\w+")
+_DIGITS = b"0123456789"
+_SYMBOLS = b"=+*^/(){}$<>"
+
+NOTHING: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
+"""A context of which nothing is known."""
+
+
+def read(text: str) -> str:
+    """The context of a prompt.
+
+    >>> len(decode(read("Which team should answer?")))
+    9
+    """
+    size = len(text)
+    if size > _READ:
+        text = text[: _READ // 2] + "\n" + text[-_READ // 2 :]
+    low = text.lower()
+    raw = low.encode("utf-8", "surrogatepass")
+    # Words are hashed as bytes; only what is not ASCII has to be split as text.
+    found = (
+        _WORD.findall(raw)
+        if low.isascii()
+        else [word.encode("utf-8", "surrogatepass") for word in _WORD_ANY.findall(low)]
+    )
+    words = list(dict.fromkeys(found))
+    if len(words) > _WORDS:
+        words = words[: _WORDS // 2] + words[-_WORDS // 2 :]
+    words += (
+        b"#size %d" % int(2.0 * math.log2(size + 1)),
+        b"#digits %d" % _count(raw, _DIGITS).bit_length(),
+        b"#lines %d" % min(raw.count(b"\n"), 9),
+        b"#symbols %d" % _count(raw, _SYMBOLS).bit_length(),
+        b"#word %d" % (2 * len(raw) // (1 + raw.count(b" "))),
+    )
+    places = np.fromiter(map(crc32, words), dtype=np.uint32, count=len(words)) & (PLACES - 1)
+    return binascii.b2a_base64(places.astype("<u2").tobytes(), newline=False).decode("ascii")
+
+
+def decode(context: str) -> NDArray[np.intp]:
+    """The numbers in a context, shape (at most MOST,), in [0, PLACES).
+
+    None where it is no context, for it may come from anywhere.
+    """
+    if not context:
+        return NOTHING
+    try:
+        raw = binascii.a2b_base64(context.encode("ascii"))
+    except (ValueError, UnicodeEncodeError):
+        return NOTHING
+    if len(raw) % 2 or len(raw) > 2 * MOST:
+        return NOTHING
+    return (np.frombuffer(raw, dtype="<u2") & (PLACES - 1)).astype(np.intp)
+
+
+def _count(raw: bytes, which: bytes) -> int:
+    return len(raw) - len(raw.translate(None, which))

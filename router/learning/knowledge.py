@@ -1,0 +1,246 @@
+"""What the nodes of a flow know together: which scores to expect of which arm, and what its calls cost.
+
+The expected score of an arm's answer is a logistic regression whose terms shrink towards what is common
+(partial pooling): a level for all; one for the arm, which the tiers' order is the prior of; one for the node;
+one for the arm at the node; and the prompt's words, each with a weight for all arms (how hard the words make
+it) and one for the arm. Each weight has a Gaussian belief of its own, moved by one Newton step for each score
+(AdPredictor's online learning, Graepel et al. 2010, with the logistic's curvature in place of the probit's),
+so that a score costs the same however much was learned before.
+
+What all arms have in common is learned from the scores of every arm. Where one model's answers go wrong the
+others' probably do too, and what a dearer one is worth there is known before it is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chainwax.router.learning.context import PLACES
+from chainwax.router.learning.packed import pack, unpack
+from chainwax.router.learning.price import Price
+from chainwax.router.types import Tier
+
+__all__ = ["Knowledge", "NodeKnowledge"]
+
+_LEVEL = (1.7, 1.0)
+"""Mean and variance of the log-odds of a score, before the first."""
+_TIERS = {
+    Tier.strongest: (0.0, 0.02),
+    Tier.standard: (-0.18, 0.1),
+    Tier.local: (-0.8, 0.4),
+    Tier.custom: (-0.8, 0.4),
+}
+"""Mean and variance of an arm's own log-odds. A standard model is taken to be nearly as good as the
+strongest, and of the others little is claimed."""
+_NODE, _NODE_ARM = 0.8, 0.3
+"""Variances of a node's level, and of an arm's at a node."""
+_WORD, _WORD_ARM = 0.5, 0.1
+"""Variances of the sum of the words' weights: what they have in common, and for each arm."""
+_MACKAY = math.pi / 8.0
+_CHANGED = 2.0
+"""Variance of an arm at a node that has changed."""
+_CURVE = 0.04
+"""Least curvature of a score: an expectation that is all but certain must still be able to be wrong."""
+_PSEUDO = 3.0
+"""Answers that the common cost of an arm counts as at a node."""
+
+
+class NodeKnowledge:
+    """One node's own terms: ``mean`` and ``var``, shape (arms + 1,), the node's level first."""
+
+    __slots__ = ("answers", "factor", "mean", "var")
+
+    def __init__(self, arms: int) -> None:
+        self.mean: NDArray[np.float64] = np.zeros(arms + 1)
+        self.var: NDArray[np.float64] = np.full(arms + 1, _NODE_ARM)
+        self.var[0] = _NODE
+        self.factor = 0.0
+        """Sum over its answers of what they cost, in mean costs of their arms."""
+        self.answers = 0
+
+
+class Knowledge:
+    """The terms of all nodes of a flow. Arms are numbered as they come; column 0 is what they share."""
+
+    def __init__(self) -> None:
+        self.arms: dict[str, int] = {}
+        """By key: the arm's column."""
+        self.mean: NDArray[np.float64] = np.array([_LEVEL[0]])
+        self.var: NDArray[np.float64] = np.array([_LEVEL[1]])
+        self.words: NDArray[np.float64] = np.zeros((PLACES, 1))
+        self.words_var: NDArray[np.float64] = np.full((PLACES, 1), _WORD)
+        self.nodes: dict[str, NodeKnowledge] = {}
+        self._prices: dict[str, Price] = {}
+        self.paid: NDArray[np.float64] = np.zeros(1)
+        """Dollars by column, at today's prices."""
+        self.priced: NDArray[np.float64] = np.zeros(1)
+        """Answers that they were paid for."""
+
+    def add(self, key: str, tier: Tier) -> int:
+        """The column of an arm; a new one begins with its tier's prior."""
+        place = self.arms.get(key)
+        if place is None:
+            place = self.arms[key] = len(self.arms) + 1
+            mean, var = _TIERS[tier]
+            self.mean, self.var = np.append(self.mean, mean), np.append(self.var, var)
+            self.words = np.pad(self.words, ((0, 0), (0, 1)))
+            self.words_var = np.pad(self.words_var, ((0, 0), (0, 1)), constant_values=_WORD_ARM)
+            self.paid, self.priced = np.append(self.paid, 0.0), np.append(self.priced, 0.0)
+        return place
+
+    def node(self, node: str) -> NodeKnowledge:
+        """A node's own terms, for all arms that are there."""
+        known = self.nodes.get(node)
+        if known is None:
+            known = self.nodes[node] = NodeKnowledge(len(self.arms))
+        lacking = len(self.arms) + 1 - len(known.mean)
+        if lacking:
+            known.mean = np.append(known.mean, np.zeros(lacking))
+            known.var = np.append(known.var, np.full(lacking, _NODE_ARM))
+        return known
+
+    def price(self, wish: str) -> Price:
+        """The price of quality of all nodes that want the same; ``wish`` says what."""
+        price = self._prices.get(wish)
+        if price is None:
+            price = self._prices[wish] = Price()
+        return price
+
+    def scores(self, node: str, words: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The score to expect of each arm, shape (arms + 1,), and the variance of its log-odds' own part.
+
+        ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is
+        expected to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
+        """
+        own = self.node(node)
+        mean, var = self.mean + own.mean, self.var + own.var
+        level = mean[0]
+        if len(words):
+            scale = 1.0 / math.sqrt(len(words))
+            mean += scale * self.words[words].sum(axis=0)
+            var += (scale * scale) * self.words_var[words].sum(axis=0)
+            level = mean[0]
+        mean += level
+        mean /= np.sqrt(1.0 + _MACKAY * (var + var[0]))
+        return 1.0 / (1.0 + np.exp(-mean)), var
+
+    def expected(self, node: str, place: int, words: NDArray[np.intp]) -> float:
+        """The score to expect of one arm's answer."""
+        return float(self.scores(node, words)[0][place])
+
+    def learn(
+        self, node: str, place: int, words: NDArray[np.intp], score: float, weight: float = 1.0
+    ) -> float:
+        """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected."""
+        own = self.node(node)
+        both = np.array((0, place))
+        count = len(words)
+        odds = self.mean[0] + self.mean[place] + own.mean[0] + own.mean[place]
+        doubt = self.var[0] + self.var[place] + own.var[0] + own.var[place]
+        if count:
+            scale = 1.0 / math.sqrt(count)
+            at = np.ix_(words, both)
+            weights, variances = self.words[at], self.words_var[at]
+            odds += scale * weights.sum()
+            doubt += variances.sum() / count
+        guess = _sigmoid(float(odds))
+        curve = weight * max(guess * (1.0 - guess), _CURVE)
+        step = curve / (1.0 + curve * doubt)
+        move = weight * (score - guess) / (1.0 + curve * doubt)
+        for mean, var in ((self.mean, self.var), (own.mean, own.var)):
+            for one in both:
+                mean[one] += var[one] * move
+                var[one] *= 1.0 - var[one] * step
+        if count:
+            self.words[at] = weights + variances * (scale * move)
+            self.words_var[at] = variances * (1.0 - variances * (step / count))
+        return guess
+
+    def revise(self, node: str, place: int, words: NDArray[np.intp], by: float) -> None:
+        """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
+        own = self.node(node)
+        both = np.array((0, place))
+        doubt = self.var[0] + self.var[place] + own.var[0] + own.var[place]
+        at = np.ix_(words, both)
+        if len(words):
+            doubt += self.words_var[at].sum() / len(words)
+        move = by / (1.0 + _CURVE * doubt)
+        for mean, var in ((self.mean, self.var), (own.mean, own.var)):
+            for one in both:
+                mean[one] += var[one] * move
+        if len(words):
+            self.words[at] += self.words_var[at] * (move / math.sqrt(len(words)))
+
+    def forget(self, node: str, place: int) -> None:
+        """Be as unsure of an arm at a node as before its first score, for it has changed."""
+        own = self.node(node)
+        own.var[place] = max(own.var[place], _CHANGED)
+
+    # -- costs ----------------------------------------------------------------------------------
+
+    def cost(self, node: str, place: int, dollars: float) -> None:
+        """An answer of an arm cost so much."""
+        self.paid[place] += dollars
+        self.priced[place] += 1.0
+        mean = self.paid[place] / self.priced[place]
+        own = self.node(node)
+        own.answers += 1
+        own.factor += min(dollars / mean, 10.0) if mean > 0.0 else 1.0
+
+    def guess_cost(self, node: str, place: int, paid: float, priced: int, listed: float) -> float:
+        """Dollars of an arm's next answer at a node, where ``priced`` answers there cost ``paid`` in all.
+
+        ``listed`` is what it costs by its price, where nobody knows more. A node whose answers are long is
+        dear with every model.
+        """
+        common = (self.paid[place] + _PSEUDO * listed) / (self.priced[place] + _PSEUDO)
+        own = self.node(node)
+        factor = (own.factor + _PSEUDO) / (own.answers + _PSEUDO)
+        return float((paid + _PSEUDO * common * factor) / (priced + _PSEUDO))
+
+    def reprice(self, key: str, factor: float) -> None:
+        """An arm's calls cost so many times what they did."""
+        place = self.arms.get(key)
+        if place is not None:
+            self.paid[place] *= factor
+
+    # -- saved state ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All of it, JSON-ready, to the last bit."""
+        return {
+            "arms": list(self.arms),
+            "common": [pack(self.mean), pack(self.var), pack(self.paid), pack(self.priced)],
+            "words": [pack(self.words), pack(self.words_var)],
+            "nodes": {
+                node: [pack(own.mean), pack(own.var), own.factor, own.answers]
+                for node, own in self.nodes.items()
+            },
+            "prices": {wish: price.state() for wish, price in self._prices.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any], tiers: Mapping[str, Tier]) -> None:
+        """Know what :meth:`state` gave. ``tiers`` are those of the arms that are there now, by key."""
+        saved = {key: place for place, key in enumerate(state["arms"], 1)}
+        for key in saved:
+            self.add(key, tiers.get(key, Tier.standard))
+        to = np.array([0, *(self.arms[key] for key in saved)])
+        for name, packed in zip(("mean", "var", "paid", "priced"), state["common"], strict=True):
+            getattr(self, name)[to] = unpack(packed)
+        self.words[:, to], self.words_var[:, to] = (unpack(packed) for packed in state["words"])
+        for node, (mean, var, factor, answers) in state["nodes"].items():
+            own = self.node(node)
+            known = unpack(mean)
+            own.mean[to[: len(known)]], own.var[to[: len(known)]] = known, unpack(var)
+            own.factor, own.answers = factor, answers
+        for wish, known in state["prices"].items():
+            self.price(wish).restore(known, to)
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -700.0 else 0.0
