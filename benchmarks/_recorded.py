@@ -21,7 +21,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,14 @@ class Recorded:
         for item in self.items:
             counts[item.node] = counts.get(item.node, 0) + 1
         return counts
+
+    def flat(self) -> Recorded:
+        """The same, where each call of a model costs the mean of that model's."""
+        flat = [
+            replace(item, outcomes={m: replace(o, cost=self.prices[m]) for m, o in item.outcomes.items()})
+            for item in self.items
+        ]
+        return replace(self, items=flat)
 
     def in_order(self, seed: int) -> list[RecordedItem]:
         """Seed 0 is the recording's own order; the others shuffle it."""

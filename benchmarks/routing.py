@@ -15,7 +15,8 @@ in the result is the model with the highest mean reward, known in hindsight alon
 * ``frontier``: the mean over seeds of exactly 11 runs at the values of :func:`sweep`, fixed beforehand.
 * ``mean_hull_margin``, ``worst_hull_margin``: frontier less the hull of the fixed models, at 50 costs.
 * ``apgr``, ``cpt50``, ``cpt80``: as RouteLLM defines them, for two models; the x-axis is the share of items
-  for which the strong model was asked at all.
+  for which the strong model was asked at all. RouteLLM counts calls and not their tokens, so in the runs of
+  the sweep over two models each call of a model is charged the mean of that model's calls.
 
 With ``--measure-from N`` all of these count from the Nth item on. Without ``--recording`` a small synthetic
 one is streamed, whose models are simulated.
@@ -51,17 +52,24 @@ class Setting:
 
     defaults: dict[str, Any]
     nodes: dict[str, dict[str, Any]]
+    flat: bool = False
+    """Whether each call of a model is charged the mean of that model's."""
 
 
-def sweep(recorded: Recorded) -> list[Setting]:
+def sweep(recorded: Recorded, policy: str) -> list[Setting]:
     """The values of the frontier's runs, from what is known before the first item: the price list.
 
-    What a point of quality is worth, from a thirtieth of the dearest's cost of an item to three hundred
-    times that. (``parallel`` has no such choice: its runs are all alike.)
+    What a point of quality is worth, from a thirtieth of the dearest's cost of an item to three hundred times
+    that. Of two models ``adaptive`` is told instead what an item may cost on average, evenly from the cheaper
+    one's to the dearer one's, as shares of the calls. (``parallel`` has no choice: its runs are all alike.)
     """
     # Where all models are free, nothing is saved at any worth.
-    unit = recorded.prices[recorded.models[0]] or 1.0
-    return [Setting({"worth": unit * 10 ** (-1.5 + 4 * step / (RUNS - 1))}, {}) for step in range(RUNS)]
+    high = max(recorded.prices.values()) or 1.0
+    if policy == "adaptive" and len(recorded.models) == 2:
+        low = max(min(recorded.prices.values()), high * 1e-6)
+        paces = [low + (high - low) * step / (RUNS - 1) for step in range(RUNS)]
+        return [Setting({"pace": pace}, {}, flat=True) for pace in paces]
+    return [Setting({"worth": high * 10 ** (-1.5 + 4 * step / (RUNS - 1))}, {}) for step in range(RUNS)]
 
 
 @dataclass
@@ -87,9 +95,10 @@ def _begin(recorded: Recorded, warm: Recorded | None, options: argparse.Namespac
 
 def _run(setting: Setting, seed: int) -> Run:
     defaults = {"form": _options.policy, **setting.defaults}
+    recorded = _recorded.flat() if setting.flat else _recorded
     ledger = stream(
-        _recorded,
-        settings_for(_recorded, seed, defaults, setting.nodes),
+        recorded,
+        settings_for(recorded, seed, defaults, setting.nodes),
         seed=seed,
         delay=_options.feedback_delay,
         share=_options.feedback_share,
@@ -109,7 +118,7 @@ def run_all(
     recorded: Recorded, warm: Recorded | None, options: argparse.Namespace
 ) -> tuple[list[Run], list[list[Run]]]:
     """The runs at target, one a seed, and those of the sweep, by value and seed."""
-    settings = [Setting({"target": options.target}, {}), *sweep(recorded)]
+    settings = [Setting({"target": options.target}, {}), *sweep(recorded, options.policy)]
     jobs = [(setting, seed) for setting in settings for seed in range(options.seeds)]
     begun = time.monotonic()
     done: list[Run] = []

@@ -54,6 +54,8 @@ __all__ = ["LLMRouter"]
 
 _WORTH_WAITING = 5.0
 """Seconds: where a server asks for a longer pause, a call goes to its next model instead."""
+_KNOWN = 30.0
+"""Scores of an arm at a node before it can be found to have changed."""
 _REMEMBERED = 20_000
 """Scores that are remembered so that a revised one replaces the earlier."""
 
@@ -666,8 +668,11 @@ class LLMRouter:
             knowledge.revise(node, state.place, words, by)
             return
         expected = knowledge.learn(node, state.place, words, said.learned, said.weight)
-        # What is but a share of a path's score, or says next to nothing, tells too little of one arm.
-        off = self._drift.heard(state.key, expected, said.score) if said == (said.score, 1.0, 1.0) else None
+        # What is but a share of a path's score, or says next to nothing, tells too little of one arm; and of
+        # an arm that is new here nobody knew what it was.
+        if said.weight < 1.0 or said.others != 1.0 or state.scored < _KNOWN:
+            return
+        off = self._drift.heard(state.key, expected, said.score)
         if off is not None:
             self.stats.forget(state)
             self._announce(Decision("drift", node, {"arm": state.key, "off": round(off, 2)}))

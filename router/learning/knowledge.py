@@ -37,7 +37,7 @@ _TIERS = {
 }
 """Mean and variance of an arm's own log-odds. A standard model is taken to be nearly as good as the
 strongest, and of the others little is claimed."""
-_NODE, _NODE_ARM = 0.8, 0.3
+_NODE, _NODE_ARM = 0.8, 0.6
 """Variances of a node's level, and of an arm's at a node."""
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""

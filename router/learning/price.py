@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from chainwax.router.learning.packed import pack, unpack
 
-__all__ = ["Price"]
+__all__ = ["FIRST", "Price"]
 
 _KEPT = 256
 """Calls that are kept."""
@@ -26,8 +26,8 @@ _EVERY = 16
 _RANGE = (math.log(1e-8), math.log(1e5))
 """Logarithms of the least and the greatest price, in dollars a point."""
 _ROUNDS = 26
-_FIRST = 8
-"""Calls before a target has a solution."""
+FIRST = 8
+"""Calls before a target has a solution, where nothing else is known."""
 _AHEAD = 200.0
 """Calls over which a pace that was missed is made up for."""
 
@@ -73,9 +73,9 @@ class Price:
     def for_target(self, target: float, fallback: float) -> float:
         """The least price that keeps ``target`` times the strongest's quality, on what is expected.
 
-        ``fallback`` is the price before enough is known to solve.
+        ``fallback`` is the price before so many calls that it can be solved; 0.0 where the arms are known.
         """
-        if self.calls < _FIRST:
+        if fallback and self.calls < FIRST:
             return fallback
         if self._due():
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chainwax.router.learning.context import NOTHING, decode
-from chainwax.router.learning.price import Price
+from chainwax.router.learning.price import FIRST, Price
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import NodeSpec, Query
@@ -56,6 +56,8 @@ class Adaptive:
         self._random = np.random.default_rng(seed)
         self._factor = 0.0
         """Logarithm of the node's own factor of the price."""
+        self._target = node.target
+        """What the factor is for."""
 
     @property
     def price(self) -> float:
@@ -72,6 +74,8 @@ class Adaptive:
         arms = self._quick_enough(arms)
         if len(arms) == 1:
             return Plan((arms[0],))
+        if self._target != self.node.target and self.node.flow_target is None:
+            self._target, self._factor = self.node.target, 0.0
         places = np.array([state.place for state in arms], dtype=np.intp)
         scores, doubt = self._knowledge.scores(self._stats.node, decode(query.context))
         mean = scores[places]
@@ -128,7 +132,9 @@ class Adaptive:
         shared.note(places, drawn, mean, cost, float(mean[0]))
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
-        return shared.for_target(self.node.target, _dear(float(cost[0]))) * math.exp(self._factor)
+        known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
+        fallback = 0.0 if known else _dear(float(cost[0]))
+        return shared.for_target(self.node.target, fallback) * math.exp(self._factor)
 
     def _price(self) -> Price:
         """The price that all nodes of the flow with the same wish have in common."""

@@ -166,20 +166,32 @@ def test_tiers_go_by_price_alone() -> None:
     assert tiers == {"large": "strongest", "middle": "standard", "small": "local"}
 
 
+def test_flat_costs_are_the_mean_of_each_model() -> None:
+    items = [RecordedItem(f"i{n}", "n", "?", {"a": Outcome(1.0, float(n), None, "")}) for n in range(3)]
+    recorded = Recorded("flat", items)
+    assert [item.outcomes["a"].cost for item in recorded.flat().items] == [1.0] * 3
+    assert [item.outcomes["a"].cost for item in recorded.items] == [0.0, 1.0, 2.0]
+
+
 def test_one_model_alone_is_a_recording_too() -> None:
     recorded = Recorded("one", [RecordedItem("a", "n", "?", outcomes(large=0.7))] * 3)
     ledger = stream(recorded, settings_for(recorded, 0, {"form": "adaptive"}))
     assert ledger.gained.mean() == pytest.approx(0.7)
 
 
-def test_the_sweep_has_eleven_values_from_the_price_list() -> None:
-    recorded = synthetic(50)
-    before = sweep(recorded)
-    assert len(before) == 11
+@pytest.mark.parametrize(("models", "policy"), [(3, "adaptive"), (2, "adaptive"), (2, "switched")])
+def test_the_sweep_has_eleven_values_from_the_price_list(models: int, policy: str) -> None:
+    recorded = synthetic(50) if models == 3 else two_nodes(50)
+    for item in recorded.items:
+        item.outcomes = dict(list(item.outcomes.items())[:models])
+    recorded = Recorded("few", recorded.items)
+    before = sweep(recorded, policy)
+    assert len({str(setting) for setting in before}) == 11
+    assert before[0].flat == (models == 2 and policy == "adaptive")
     for item in recorded.items:
         for outcome in item.outcomes.values():
             outcome.reward = 1.0 - outcome.reward  # what nobody knows before the run changes nothing
-    assert sweep(recorded) == before
+    assert sweep(recorded, policy) == before
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -322,7 +322,7 @@ def test_a_good_model_is_certified_and_a_fair_part_is_paired(asked: Callable[...
 def test_a_bad_model_falls_back_and_comes_back_when_it_got_good(asked: Callable[..., Any]) -> None:
     told = itertools.count()
     manager, results = asked(26, lambda value: float((value == "a") == (next(told) < 400)))
-    assert decisions(manager) == ["target_not_met", "target_met"]
+    assert [kind for kind in decisions(manager) if kind != "drift"] == ["target_not_met", "target_met"]
     before, after = results[350:400], results[-50:]
     # All but the paired calls went to the strongest; in the end none but the paired do.
     assert all(r.arm.model == "strong" for r in before if len(r.attempts) == 1)
