@@ -1,12 +1,11 @@
 """One target for a flow's end result, split over its nodes by what a dollar buys at each.
 
 An end result is right where all answers on its way are, so the end quality beside the strongest models' is
-the product of the nodes' shares of their strongest's quality. Every node begins with the cheapest of its
-arms, and the next better one is taken where a dollar buys most of the logarithm of the end quality, until the
-flow's target is reached (the greedy solution of the multiple-choice knapsack; Sinha and Zoltners 1979). The
-last step, which goes beyond the target, is taken only where no cheaper one would do. A node's target is then
-put between the arm that it is to use and the next worse one, so that its own router finds that arm good
-enough, what it sees in a call's prompt included, and the worse one not.
+the product of the nodes' shares of their strongest's quality. It costs least where the next dollar buys the
+same share of the end result at every node (the condition of Kuhn and Tucker), so the nodes have one price of
+quality in common, counted in such shares; the policy ``adaptive`` solves for it over the calls of all of them
+(:mod:`chainwax.router.learning.price`). A node's own target is what is bought there at that price, and the
+targets' product over an item's way is kept at the flow's. Other policies keep an equal part.
 """
 
 from __future__ import annotations
@@ -16,17 +15,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from chainwax.router.stats import NodeStats
+from chainwax.router.policies.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from chainwax.router.interface import LLMInterface
 
-__all__ = ["FlowTarget", "hull"]
+__all__ = ["FlowTarget"]
 
 _EVERY = 25
 """End scores between two splits."""
-_ENOUGH = 20.0
-"""Scores of each node before the first split."""
 
 
 class FlowTarget:
@@ -74,29 +71,18 @@ class FlowTarget:
         self._aim()
 
     def _split(self) -> None:
-        stats = {node: one.router.stats for node, one in self._sharing() if self._through.get(node)}
-        if len(stats) < 2 or any(sum(s.scored for s in one.arms) < _ENOUGH for one in stats.values()):
+        share = {
+            node: self._through[node] / self._scores for node, _ in self._sharing() if node in self._through
+        }
+        if not share:
             return
-        hulls = {node: hull(one) for node, one in stats.items()}
-        share = {node: self._through[node] / self._scores for node in stats}
-        at = dict.fromkeys(stats, 0)
-        lacking = math.log(self.target) - sum(share[node] * hulls[node][0][1] for node in stats)
-        while lacking > 0.0:
-            steps = {node: _step(hulls[node], at[node]) for node in at if at[node] + 1 < len(hulls[node])}
-            if not steps:
-                break
-            # Of those that would do, the cheapest; where none would, what a dollar buys most of.
-            enough = {n: share[n] * cost for n, (cost, gain) in steps.items() if share[n] * gain >= lacking}
-            if enough:
-                node = min(enough, key=enough.__getitem__)
-            else:
-                node = max(steps, key=lambda n: steps[n][1] / max(steps[n][0], 1e-12))
-            lacking -= share[node] * steps[node][1]
-            at[node] += 1
-        for node, one in hulls.items():
-            quality = one[at[node]][1]
-            worse = one[at[node] - 1][1] if at[node] else quality - 1.0
-            self._targets[node] = math.exp((quality + worse) / 2.0)
+        equal = math.log(self.target) / sum(share.values())
+        bought = {node: _bought(self._interfaces[node]) for node in share}
+        wished = {node: equal if got is None else math.log(got) for node, got in bought.items()}
+        # What was bought adds up to somewhat more or less than the target: each makes up for its part.
+        lacking = math.log(self.target) - sum(share[node] * wished[node] for node in share)
+        for node, got in wished.items():
+            self._targets[node] = min(math.exp(got + lacking / sum(share.values())), 1.0)
 
     def _aim(self) -> None:
         for node, interface in self._sharing():
@@ -108,28 +94,7 @@ class FlowTarget:
         return [(id, one) for id, one in self._interfaces.items() if one.node.flow_target is not None]
 
 
-def hull(stats: NodeStats) -> list[tuple[float, float]]:
-    """The arms that no mixture of others beats, cheapest first.
-
-    Each as (dollars a call, logarithm of its share of the strongest's quality).
-    """
-    best = math.log(max(stats.quality(stats.arms[0]), 1e-3))
-    found: list[tuple[float, float]] = []
-    for cost, quality in sorted(
-        (stats.mean_cost(s), min(math.log(max(stats.quality(s), 1e-3)) - best, 0.0)) for s in stats.arms
-    ):
-        if found and quality <= found[-1][1]:
-            continue
-        while len(found) > 1 and _slope(found[-2], found[-1]) <= _slope(found[-1], (cost, quality)):
-            found.pop()
-        found.append((cost, quality))
-    return found
-
-
-def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
-    return (other[1] - one[1]) / max(other[0] - one[0], 1e-12)
-
-
-def _step(points: list[tuple[float, float]], at: int) -> tuple[float, float]:
-    """What the next arm costs more, and how much better it is."""
-    return points[at + 1][0] - points[at][0], points[at + 1][1] - points[at][1]
+def _bought(interface: LLMInterface) -> float | None:
+    """The share of the strongest's quality that a node's calls get by now, where its policy can tell."""
+    policy = interface.router.policy
+    return policy.bought if isinstance(policy, Adaptive) else None

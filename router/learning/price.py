@@ -44,7 +44,7 @@ class Price:
         self._drawn: NDArray[np.float64] = np.zeros((0, 0))
         self._mean: NDArray[np.float64] = np.zeros((0, 0))
         self._cost: NDArray[np.float64] = np.zeros((0, 0))
-        self._best: NDArray[np.float64] = np.zeros(0)
+        self._wanted: NDArray[np.float64] = np.zeros(0)
         self._solved = 0
 
     def note(
@@ -53,11 +53,12 @@ class Price:
         drawn: NDArray[np.float64],
         mean: NDArray[np.float64],
         cost: NDArray[np.float64],
-        best: float,
+        wanted: float,
     ) -> None:
         """Keep a call: of the arms in columns ``places``, what was drawn, expected, and their dollars.
 
-        ``best`` is what is expected of the strongest.
+        ``wanted`` is the score that a call should get, on average over the calls; a price for a pace does
+        not need it.
         """
         top = int(places[-1]) if len(places) == 1 else int(places.max())
         row = self.calls % _KEPT
@@ -67,11 +68,11 @@ class Price:
         self._drawn[row, places] = drawn
         self._mean[row, places] = mean
         self._cost[row, places] = cost
-        self._best[row] = best
+        self._wanted[row] = wanted
         self.calls += 1
 
-    def for_target(self, target: float, fallback: float) -> float:
-        """The least price that keeps ``target`` times the strongest's quality, on what is expected.
+    def for_target(self, fallback: float) -> float:
+        """The least price at which the calls get what was wanted of them, on what is expected.
 
         ``fallback`` is the price before so many calls that it can be solved; 0.0 where the arms are known.
         """
@@ -80,8 +81,8 @@ class Price:
         if self._due():
 
             def keeps(price: float) -> bool:
-                mean, _, best = self._at(price)
-                return mean >= target * best
+                mean, _, wanted = self._at(price)
+                return mean >= wanted
 
             self.value = self._solve(keeps, least=True)
         return self.value
@@ -104,14 +105,14 @@ class Price:
         return True
 
     def _at(self, price: float) -> tuple[float, float, float]:
-        """Expected score, dollars, and the strongest's expected score, of a call at a price."""
+        """Expected score, dollars, and the score that was wanted, of a call at a price."""
         kept = min(self.calls, _KEPT)
         chosen = np.argmax(self._drawn[:kept] - self._cost[:kept] / price, axis=1)
         rows = np.arange(kept)
         return (
             float(self._mean[rows, chosen].mean()),
             float(self._cost[rows, chosen].mean()),
-            float(self._best[:kept].mean()),
+            float(self._wanted[:kept].mean()),
         )
 
     def _solve(self, keeps: Any, *, least: bool) -> float:
@@ -131,11 +132,11 @@ class Price:
         self._drawn = np.pad(self._drawn, pad, constant_values=-np.inf)
         self._mean = np.pad(self._mean, pad)
         self._cost = np.pad(self._cost, pad)
-        self._best = np.pad(self._best, pad[0])
+        self._wanted = np.pad(self._wanted, pad[0])
 
     def state(self) -> dict[str, Any]:
         """All of it, JSON-ready, to the last bit; columns are those of the flow's knowledge."""
-        arrays = (self._drawn, self._mean, self._cost, self._best)
+        arrays = (self._drawn, self._mean, self._cost, self._wanted)
         return {
             "value": self.value,
             "calls": self.calls,
@@ -148,7 +149,7 @@ class Price:
         """Know what :meth:`state` gave; ``columns`` are where its columns are by now."""
         self.value, self.calls, self._solved = state["value"], state["calls"], state["solved"]
         self.spent = state["spent"]
-        drawn, mean, cost, self._best = (unpack(packed) for packed in state["kept"])
+        drawn, mean, cost, self._wanted = (unpack(packed) for packed in state["kept"])
         to = columns[: drawn.shape[1]]
         shape = (drawn.shape[0], int(to.max()) + 1 if len(to) else 0)
         self._drawn, self._mean, self._cost = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)

@@ -12,7 +12,8 @@ least that keeps its ``target``, or the greatest that keeps its ``pace``
 as its propensity.
 
 Each node with a target of its own keeps it by itself: where what it serves is expected to fall short, quality
-is dearer there than elsewhere. A flow whose nodes share one target needs no more than the one price.
+is dearer there than elsewhere. Nodes that share their flow's target have but the one price: each is asked
+for as much quality as a dollar buys there (:mod:`chainwax.router.flow_target`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _STEP = 1.0
 """How quickly a node's own factor of the price moves: by so much of what a call falls short."""
 _MOST = 3.0
 """The factor is at most e to this, and at least its inverse."""
+_LAST = 256
+"""Calls that a mean goes back over."""
 _SLOW_AFTER = 20
 """Answers after which a measured latency counts against a node's wanted one."""
 
@@ -58,6 +61,9 @@ class Adaptive:
         """Logarithm of the node's own factor of the price."""
         self._target = node.target
         """What the factor is for."""
+        self._seen = 0
+        self._strongest = self._bought = 0.0
+        """Means of the last calls: what the strongest, and what the chosen arm, was expected to be scored."""
 
     @property
     def price(self) -> float:
@@ -67,7 +73,12 @@ class Adaptive:
         value = self._price().value
         if not value:
             value = _dear(float(self._stats.costs()[self._stats.arms[0].place]))
-        return value * math.exp(self._factor)
+        return value * self._own_factor()
+
+    @property
+    def bought(self) -> float | None:
+        """The share of the strongest's score that the last calls were expected to get; None before them."""
+        return self._bought / self._strongest if self._seen >= FIRST else None
 
     def plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """Draw an arm; stronger ones follow it for the case that it fails or answers invalidly."""
@@ -92,7 +103,8 @@ class Adaptive:
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
-            if self.node.pace is None:
+            self._note(float(mean[0]), float(mean[chosen]))
+            if self.node.pace is None and not self._shares:
                 short = self.node.target * mean[0] - mean[chosen]
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
         chance = float(np.count_nonzero(best == chosen)) / rows
@@ -110,11 +122,16 @@ class Adaptive:
 
     def state(self) -> dict[str, Any]:
         """What is the node's alone, and where the random generator stands."""
-        return {"factor": self._factor, "random": self._random.bit_generator.state}
+        return {
+            "factor": self._factor,
+            "bought": [self._seen, self._strongest, self._bought],
+            "random": self._random.bit_generator.state,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on as :meth:`state` said."""
         self._factor = state["factor"]
+        self._seen, self._strongest, self._bought = state["bought"]
         if "random" in state:
             self._random.bit_generator.state = state["random"]
 
@@ -129,21 +146,42 @@ class Adaptive:
         if self.node.worth is not None:
             return self.node.worth
         shared = self._price()
-        shared.note(places, drawn, mean, cost, float(mean[0]))
+        # Nodes that share a flow's target count in shares of what the strongest is worth at each.
+        unit = self._strongest if self._shares and self._seen else 1.0
+        wanted = self.node.target * float(mean[0]) / unit
+        shared.note(places, drawn / unit, mean / unit, cost, wanted)
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
         known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
-        return shared.for_target(self.node.target, fallback) * math.exp(self._factor)
+        return shared.for_target(fallback) * self._own_factor()
+
+    @property
+    def _shares(self) -> bool:
+        """Whether the node has but a part of its flow's target."""
+        return self.node.flow_target is not None and self.node.pace is None
+
+    def _own_factor(self) -> float:
+        """What the common price is multiplied with here."""
+        if self._shares:
+            return 1.0 / self._strongest if self._seen else 1.0
+        return math.exp(self._factor)
+
+    def _note(self, strongest: float, chosen: float) -> None:
+        self._seen += 1
+        step = 1.0 / min(self._seen, _LAST)
+        self._strongest += step * (strongest - self._strongest)
+        self._bought += step * (chosen - self._bought)
 
     def _price(self) -> Price:
         """The price that all nodes of the flow with the same wish have in common."""
         node = self.node
         if node.pace is not None:
             return self._knowledge.price(f"pace {node.pace}")
-        # A part of a flow's target is the node's own, and moves.
-        own = node.flow_target is not None
-        return self._knowledge.price(f"node {node.id}" if own else f"target {node.target}")
+        # What a dollar buys of a flow's end result is to be the same at each of its nodes.
+        return self._knowledge.price(
+            f"target {node.target}" if node.flow_target is None else f"flow {node.flow_target}"
+        )
 
     def _quick_enough(self, arms: Sequence[ArmState]) -> Sequence[ArmState]:
         wanted = self.node.latency
