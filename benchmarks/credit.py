@@ -14,7 +14,8 @@ It comes 50 items late, and for 30 % of the items never. Compared are
 The node in the middle is the weak one: it gets the tasks at which the cheapest model loses most.
 
 Keys, beside those of every benchmark, each the mean over the flows: ``saving_kept`` (the saving against the
-strongest alone at equal end quality, as a share of ``own``'s), ``gain_over_shared`` (that saving less
+strongest alone at equal end quality, as a share of ``own``'s; end qualities from 0.9 to 0.98 of the
+strongest's, whose answers any way may be mixed with), ``gain_over_shared`` (that saving less
 ``shared``'s), ``weak_node_found_after`` (items from which on the router takes the weak node to lose most with
 the cheapest model), ``flow_target_cost_ratio`` (cost of ``flow`` over ``credit``'s at equal end quality),
 ``fixed_cost_ratio`` (cost of ``credit`` over that of the cheapest mixture of two fixed choices with its end
@@ -29,11 +30,14 @@ import itertools
 import json
 import math
 import random
+import statistics
 import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,10 @@ LATE = 50
 MISSING = 0.3
 LOOK = 25
 """Items between two looks at what the router takes the nodes to be."""
+LEVELS = (0.9, 0.925, 0.95, 0.97, 0.98)
+"""End qualities at which costs are compared, as shares of the strongest's: such as people ask for."""
+MODELS = 12
+"""Models, the dearest first, among which fixed choices are looked for."""
 PART = 1000
 """Tokens that an answer of a model's mean cost is made of."""
 WAYS = ("own", "shared", "credit", "flow")
@@ -356,16 +364,37 @@ def cost_at(points: Sequence[tuple[float, float]], quality: float) -> float:
     return hull[0][1] if quality <= hull[0][0] else hull[-1][1]
 
 
-def common(ways: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """Five end qualities that all ways reach, evenly spaced."""
-    low = max(min(q for q, _ in points) for points in ways)
-    high = min(max(q for q, _ in points) for points in ways)
-    return [low + (high - low) * (k + 0.5) / 5 for k in range(5)] if high > low else [high]
-
-
 def saving(points: Sequence[tuple[float, float]], at: Sequence[float], strongest: float) -> float:
     """Mean share of the strongest's cost that is saved at those end qualities."""
     return math.fsum(1.0 - cost_at(points, quality) / strongest for quality in at) / len(at)
+
+
+def _job(job: tuple[Path, int, int, int, str, float]) -> tuple[Point, tuple[float, float]]:
+    """One run in a process of its own, and what the strongest alone would have reached."""
+    recording, items, number, seed, way, target = job
+    shape = SHAPES[number]
+    world = World(read(recording), shape, items, seed)
+    return run(world, way, target, seed), world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
+
+
+def _fixed(job: tuple[Path, int, int, int]) -> list[tuple[float, float]]:
+    """End quality and cost of every choice of one model for each node."""
+    recording, items, number, seed = job
+    world = World(read(recording), SHAPES[number], items, seed)
+    nodes = world.shape.nodes
+    choices = itertools.product(world.models[:MODELS], repeat=len(nodes))
+    return [world.fixed(dict(zip(nodes, choice, strict=True))) for choice in choices]
+
+
+def read(recording: Path) -> list[Row]:
+    """The recorded items."""
+    opened = gzip.open if recording.suffix == ".gz" else open
+    with opened(recording, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.fmean(q for q, _ in points), statistics.fmean(c for _, c in points)
 
 
 def main() -> None:
@@ -373,55 +402,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--recording", type=Path, required=True)
     parser.add_argument("--items", type=int, default=2400, help="of each stream")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.85, 0.9, 0.94, 0.97, 0.985])
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.97, 0.98, 0.99, 0.997])
+    parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
-    opened = gzip.open if args.recording.suffix == ".gz" else open
     try:
-        with opened(args.recording, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-    except OSError as error:
+        read(args.recording)
+    except (OSError, ValueError) as error:
         sys.exit(f"credit: the recording cannot be read: {error}")
+    seeds = range(1, args.seeds + 1)
     reached: dict[str, Any] = {}
     found: list[int] = []
     ratios: dict[str, list[float]] = defaultdict(list)
-    for shape in SHAPES:
-        world = World(rows, shape, args.items, args.seed)
-        strongest = world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
-        fixed = [
-            world.fixed(dict(zip(shape.nodes, choice, strict=True)))
-            for choice in itertools.product(world.models, repeat=len(shape.nodes))
-        ]
-        points: dict[str, list[tuple[float, float]]] = {}
-        for way in WAYS:
-            runs = [run(world, way, target, args.seed) for target in args.targets]
-            points[way] = [(p.quality, p.cost) for p in runs]
-            say(f"{shape.name}, {way}: " + ", ".join(f"{q:.4f} for ${c:.3f}" for q, c in points[way]))
-            if way == "credit":
-                found += [args.items if p.found is None else p.found for p in runs]
-        say(f"{shape.name}, strongest: {strongest[0]:.4f} for ${strongest[1]:.3f}")
-        # Whoever wants to may always have the strongest everywhere.
-        every = {way: [*of_way, strongest] for way, of_way in points.items()}
-        at = common([points[way] for way in ("own", "shared", "credit")])
-        kept = {way: saving(every[way], at, strongest[1]) for way in WAYS}
-        ratios["saving_kept"].append(kept["credit"] / kept["own"])
-        ratios["gain_over_shared"].append(kept["credit"] - kept["shared"])
-        at = common([points["credit"], points["flow"]])
-        ratios["flow_target_cost_ratio"].append(_ratio(every["flow"], every["credit"], at))
-        ratios["fixed_cost_ratio"].append(_ratio(every["credit"], fixed, at))
-        reached[shape.name] = {
-            "strongest": strongest,
-            **{way: [(round(q, 5), round(c, 6)) for q, c in of_way] for way, of_way in points.items()},
-            **{name: values[-1] for name, values in ratios.items()},
-        }
+    # Bytewax may not be forked while it runs, and a run shall know nothing of the one before.
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for number, shape in enumerate(SHAPES):
+            asked = [(way, target) for way in WAYS for target in args.targets]
+            jobs = [(args.recording, args.items, number, s, *one) for one in asked for s in seeds]
+            done = list(pool.map(_job, jobs))
+            fixed_of = list(pool.map(_fixed, [(args.recording, args.items, number, s) for s in seeds]))
+            fixed = [_mean(of_seeds) for of_seeds in zip(*fixed_of, strict=True)]
+            strongest = _mean([alone for _, alone in done])
+            points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            for k, (way, _) in enumerate(asked):
+                runs = [point for point, _ in done[k * args.seeds : (k + 1) * args.seeds]]
+                points[way].append(_mean([(p.quality, p.cost) for p in runs]))
+                if way == "credit":
+                    found += [args.items if p.found is None else p.found for p in runs]
+            for way in WAYS:
+                say(f"{shape.name}, {way}: " + ", ".join(f"{q:.4f} for ${c:.3f}" for q, c in points[way]))
+            say(f"{shape.name}, strongest: {strongest[0]:.4f} for ${strongest[1]:.3f}")
+            # Whoever wants to may always have the strongest everywhere.
+            every = {way: [*of_way, strongest] for way, of_way in points.items()}
+            at = [level * strongest[0] for level in LEVELS]
+            kept = {way: saving(every[way], at, strongest[1]) for way in WAYS}
+            ratios["saving_kept"].append(kept["credit"] / kept["own"])
+            ratios["gain_over_shared"].append(kept["credit"] - kept["shared"])
+            ratios["flow_target_cost_ratio"].append(_ratio(every["flow"], every["credit"], at))
+            ratios["fixed_cost_ratio"].append(_ratio(every["credit"], fixed, at))
+            reached[shape.name] = {
+                "strongest": strongest,
+                **{way: [(round(q, 5), round(c, 6)) for q, c in of_way] for way, of_way in points.items()},
+                **{name: values[-1] for name, values in ratios.items()},
+            }
     report(
         "credit",
         simulated=[],
         recording=args.recording.name,
         items=args.items,
+        seeds=args.seeds,
         targets=args.targets,
-        **{name: math.fsum(values) / len(values) for name, values in ratios.items()},
-        weak_node_found_after=math.fsum(found) / len(found),
+        **{name: statistics.fmean(values) for name, values in ratios.items()},
+        weak_node_found_after=statistics.fmean(found),
         flows=reached,
     )
 
