@@ -220,8 +220,8 @@ def test_a_head_is_made_proved_and_promoted_by_itself_and_is_there_after_a_resta
         assert promoted.detail["proof"]["low"] >= promoted.detail["bar"]
         results = b.feed(60)
         own = [r for r in results if r.arm.model == name]
-        assert len(own) > 40
-        assert sum(r.cost_usd == 0 for r in own) > 20
+        assert len(own) > 20
+        assert sum(r.cost_usd == 0 for r in own) > 10
     card = Card.read(b.models.path(name))
     assert card.trainer == "head"
     assert set(card.figures) == {"training", "held_out", "shadow"}
