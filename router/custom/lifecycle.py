@@ -29,6 +29,7 @@ from chainwax.router.custom.work import train_apart
 from chainwax.router.errors import AnswerInvalid, ChainwaxError, ConfigError, TrainerFailed
 from chainwax.router.instance import LLMInstance
 from chainwax.router.recording.training import labelled_calls
+from chainwax.router.rules import allowed
 from chainwax.router.types import CallResult, Decision, Feedback, FeedbackKind, Query
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ class NodeModels:
         card.verify(folder)
         trainer = make_trainer(card.trainer, self._manager.settings.trainers.get(card.trainer))
         served = trainer.serve(name, Trained.load(folder), self._manager.settings.models)
+        # The rules may be stricter now than when it was made, and the shadow sees the node's text too.
+        if not allowed(self.node.rules, name, served.config):
+            raise ConfigError(f"node '{self.node.id}': its allow and deny do not let it ask '{name}'")
         return card, served
 
     def _serve(self, name: str) -> Card:
