@@ -484,6 +484,7 @@ class Lifecycle:
         self._manager = manager
         self.nodes: dict[str, NodeModels] = {}
         self._task: asyncio.Task[None] | None = None
+        self._coming: set[asyncio.Task[Any] | None] = set()
 
     async def begin(self) -> None:
         """Serve what was promoted before, and look after it from now on."""
@@ -493,10 +494,16 @@ class Lifecycle:
 
     async def registered(self, interface: LLMInterface) -> None:
         """A node is there."""
-        if interface.node.id not in self.nodes:
-            own = self.nodes[interface.node.id] = NodeModels(self._manager, interface)
+        if interface.node.id in self.nodes:
+            return
+        own = self.nodes[interface.node.id] = NodeModels(self._manager, interface)
+        task = asyncio.current_task()
+        self._coming.add(task)
+        try:
             await own.take_up()
             await own.count()
+        finally:
+            self._coming.discard(task)
 
     def answered(self, query: Query, result: CallResult) -> None:
         """A call has been answered."""
@@ -519,6 +526,7 @@ class Lifecycle:
         """Stop all trainings."""
         if self._task is not None:
             self._task.cancel()
+        await asyncio.gather(*filter(None, self._coming), return_exceptions=True)
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
 
     async def _look_after(self) -> None:
