@@ -124,7 +124,7 @@ def test_a_providers_model_is_trained_promoted_asked_and_taken_back(desk, provid
     items = [{"text": f"later {n} about a crash", "right": "technical"} for n in range(60)]
     big = TestModel("technical")
     out = run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
-    assert out.snapshot["interfaces"]["team"]["router"]["arms"]["team-1"]["calls"] > 0
+    assert out.snapshot["interfaces"]["team"]["router"]["arms"]["team-1"]["asked"] > 0
     assert len(asked(provider)) > before
     call("rollback", "desk.py", "team", "--why", "dear")
     before = len(asked(provider))
