@@ -12,9 +12,9 @@ scores come ``--feedback-delay`` items late. Each change is a run of its own, an
 ``drop_left_after`` is the number of items until its share of the last 100 calls is half of what it was;
 ``new_used_after`` until the new model has a fifth of the last 100 calls.
 
-``parallel_share_*`` are of the form ``parallel``: of one node that is asked all items, the shares of calls that
-asked more than one model, in the 500 before the model that it uses most got worse and in the 500 after. Two
-answers are taken to say the same there where they were worth the same.
+``parallel_share_*`` are of the form ``parallel``: of one node that is asked all items, the shares of calls
+that asked more than one model, in the 500 before the model that it uses most got worse and in the 500 after.
+Two answers are taken to say the same there where they were worth the same.
 
     python benchmarks/change.py --recording FILE [--at N] [--target 0.95] [--feedback-delay 50]
 """
@@ -255,10 +255,10 @@ def main() -> None:
     at, figures = stream.at, {}
     say(f"{len(stream.rows)} items; the change comes at {at}")
     plain = stream.run(stream.models)
-    used = Counter(plain.served[at - WINDOW * 3 : at])
+    used = Counter(plain.served[max(at - WINDOW * 3, 0) : at])
     others = [model for model, _ in used.most_common() if model != stream.models[0]]
     model = others[0] if others else stream.models[-1]
-    share = used[model] / (WINDOW * 3)
+    share = used[model] / used.total()
     say(f"before it: {dict(used)}")
     worse = stream.run(stream.models, worse=model)
     left = worse.until(at, lambda last: last.count(model) / WINDOW <= share / 2)
