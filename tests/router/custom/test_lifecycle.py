@@ -344,6 +344,26 @@ def test_a_nodes_text_never_goes_to_a_trainer_that_its_rules_forbid(bench, train
     assert not list((b.folder / "models").rglob("*.jsonl"))
 
 
+def test_a_model_in_the_shadow_is_no_longer_asked_where_the_rules_have_become_stricter(bench):
+    with bench(trainer={"do": "good"}, proofs=10_000) as b:
+        b.feed(70)
+        name = b.until("custom_trained").detail["model"]
+        b.feed(20)
+    asked = shadows(b)
+    assert asked > 0
+    with bench(trainer={"do": "good"}, node={"deny": ["custom"]}) as again:
+        again.feed(20)
+        (lost,) = again.of("custom_lost")
+        assert lost.detail["model"] == name
+        assert f"its allow and deny do not let it ask '{name}'" in lost.detail["why"]
+    assert shadows(b) == asked
+
+
+def shadows(bench):
+    with closing(sqlite3.connect(bench.folder / "run.db")) as db:
+        return db.execute("SELECT count(*) FROM attempts WHERE arm LIKE 'kind-%'").fetchone()[0]
+
+
 def test_too_little_and_one_answer_are_told_of(bench):
     with bench() as b:
         b.feed(70, right=lambda _: "bug")
