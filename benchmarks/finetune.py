@@ -1,4 +1,4 @@
-"""A node that writes gets an adapter of the embedded model within the stream: what it is worth, what it takes.
+"""A node that writes gets an adapter of the embedded model within the stream: what it is worth and takes.
 
 The node ``form`` reads the demo's tickets and writes the work order that a shop would file: product, order
 number, team, urgent or not. Its strongest model is *simulated* at a stated accuracy; the embedded model,
@@ -232,7 +232,8 @@ class Run:
             self._listen()
             manager.begin_run("support", nodes=[self._spec])
             self._face = manager.register(self._spec)
-            self._feed(self._args.items)
+            while self._asked < self._args.items:
+                self._feed(min(20, self._args.items - self._asked))
             say(f"{self._args.items} tickets answered and corrected; the training begins")
             base = [self._ask("small", part) for part in (self._held_out, self._unseen)]
             said = ""
