@@ -1,15 +1,16 @@
 """A node that writes gets an adapter of the embedded model within the stream: what it is worth and takes.
 
-The node ``form`` reads the demo's tickets and writes the work order that a shop would file: product, order
-number, team, urgent or not. Its strongest model is *simulated* at a stated accuracy; the embedded model,
-SmolLM2-135M, is real. People correct each answer, and the trainer ``lora`` makes the node's own model from
-the recording of this very run: the router itself has it trained, proves it and promotes it. Then both are
-asked the same tickets: the base with instructions and examples, the tuned one with the bare ticket.
+The node ``fields`` is the demo's: it reads the tickets and writes the product and the order number that they
+are about, as JSON. Its strongest model is *simulated* at the demo's accuracy; the embedded model, SmolLM2-135M,
+is real. People correct each answer, and the trainer ``lora`` makes the node's own model from the recording of
+this very run: the router itself has it trained, proves it and promotes it. Then both are asked the same
+tickets: the base with instructions and examples, the tuned one with the bare ticket.
 
 A quarter of the phrases that tickets are made of is kept from the stream. Tickets held out in time come after
-all others and are made of the stream's phrases; unseen ones of the kept phrases alone.
+all others and are made of the stream's phrases; unseen ones of the kept phrases alone. An answer matches
+where both fields are right.
 
-    python benchmarks/finetune.py [--items 500] [--asked 100] [--steps 50] [--threads 2] [--seed 1]
+    python benchmarks/finetune.py [--items 450] [--asked 100] [--steps 40] [--threads 2] [--seed 1]
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from _contract import report, say
 from pydantic import BaseModel
@@ -47,53 +48,52 @@ from chainwax.router.custom.card import Card
 from chainwax.router.custom.proof import answer_of, judged
 from chainwax.router.types import Params, Query
 
-ACCURACY = 0.97
+ACCURACY = 0.98
 """Of the simulated strongest model."""
 TARGET = 0.9
 AT_ONCE = 4
 KEPT = 4
 """Each phrase whose place in its list leaves 1 when divided by this is kept from the stream."""
 SYSTEM = """\
-You file the mail of Northlight, a shop for electronics. Read the customer's message and write its work order
-as JSON with the keys product, order, team and urgent.
-product: the product's name, one word, as in Kestrel, Tarn, Moss, Pico, Orbit, Nomad, Slate, Vesper, Quill,
-Bolt, Breeze or Wren.
+You read the mail of Northlight, a shop for electronics. Copy the name of the product and the number of the
+order from the customer's message, and write them as JSON with the keys product and order.
+product: the product's name alone, one word, as in Kestrel, Tarn, Moss, Pico, Orbit, Nomad, Slate, Vesper,
+Quill, Bolt, Breeze or Wren, whatever the language of the message.
 order: the number of the order that the message is about, NW- and five digits; empty where there is none.
-Where two are named, the one that the customer means.
-team: who should answer. billing for charges, invoices and refunds; technical where a device does not work;
-shipping for delivery, addresses and lost parcels; sales for questions before buying.
-urgent: yes where the customer needs an answer today or by a date that is near, else no.
+Where two are named, it is the one that the customer means, not the one that is closed or fine.
 Write the JSON alone."""
 EXAMPLES = """\
-Vesper|NW-10001|technical|no|My Vesper lamp flickers since Monday. Order NW-10001. Please advise.
-Bolt|NW-20442|billing|yes|I was billed twice for the Bolt watch, ref. NW-20442. Please call me today!
-Moss||sales|no|hi, does the Moss keyboard come in black? thanks a lot
-Quill|NW-30125|shipping|no|Wo bleibt mein Quill-Reader? Bestellung NW-30125. Er sollte gestern kommen.
-Wren|NW-51210|technical|yes|La souris Wren est cassée, et il me la faut demain. Commande NW-51210.
-Pico|NW-61173|billing|no|No encuentro la factura por la cámara Pico, pedido NW-61173. Un saludo
-Tarn|NW-72918|shipping|no|The parcel with the Tarn speaker is late. Not NW-71001, I mean NW-72918.
-Nomad||sales|yes|Haben Sie das Nomad-Ladegerät bis Samstag wieder da? Wir fahren weg."""
+Vesper|NW-10001|My Vesper lamp flickers since Monday. Order NW-10001. Please advise.
+Bolt|NW-20442|I was billed twice for the Bolt watch, ref. NW-20442. Please call me today!
+Moss||hi, does the Moss keyboard come in black? thanks a lot
+Quill|NW-30125|Wo bleibt mein Quill-Reader? Bestellung NW-30125. Er sollte gestern kommen.
+Wren|NW-51210|La souris Wren est cassée, et il me la faut demain. Commande NW-51210.
+Pico|NW-61173|No encuentro la factura por la cámara Pico, pedido NW-61173. Un saludo
+Tarn|NW-72918|The parcel with the Tarn speaker is late. Not NW-71001, I mean NW-72918.
+Nomad||Haben Sie das Nomad-Ladegerät bis Samstag wieder da? Wir fahren weg.
+Orbit|NW-83304|Le routeur Orbit redémarre sans cesse. La commande NW-80021 était bien, il s'agit de NW-83304.
+Breeze||¿Hay descuento para la aspiradora Breeze si compro dos? Gracias
+Kestrel|NW-94420|You promised me a new Kestrel monitor (order NW-94420). I am still waiting.
+Slate||Quelle est la différence entre la tablette Slate et celle de l'an dernier ?"""
 
 
-class Order(BaseModel):
-    """What is filed of a ticket."""
+class Fields(BaseModel):
+    """What a technician looks for first."""
 
     product: str
     order: str
-    team: Literal["billing", "technical", "shipping", "sales"]
-    urgent: Literal["yes", "no"]
 
 
-Ticket = tuple[str, Order]
+Ticket = tuple[str, Fields]
 
 
 class Stronger:
-    """Answers what is right so often, else with another team."""
+    """Answers what is right so often, else with another product."""
 
     simulated = True
     batch_max = 1
 
-    def __init__(self, right: dict[str, Order]) -> None:
+    def __init__(self, right: dict[str, Fields]) -> None:
         self._right = right
 
     async def start(self) -> int | None:
@@ -103,11 +103,11 @@ class Stronger:
     async def generate(self, request: Request) -> Reply:
         """The same for the same ticket."""
         text = str(request.query.messages[-1]["content"])
-        order, draw = self._right[text], random.Random(text)
+        fields, draw = self._right[text], random.Random(text)
         if draw.random() >= ACCURACY:
-            others = [team for team in demo.TEAMS if team != order.team]
-            order = order.model_copy(update={"team": draw.choice(others)})
-        said = order.model_dump_json()
+            others = [name for name in demo.PRODUCTS if name != fields.product]
+            fields = fields.model_copy(update={"product": draw.choice(others)})
+        said = fields.model_dump_json()
         read = sum(len(str(m["content"])) for m in request.query.messages)
         return Reply(said, Usage(read // 4, len(said) // 4), simulated=True)
 
@@ -141,7 +141,7 @@ def tickets(seed: int, *, kept: bool) -> Iterator[Ticket]:
         text, right = ticket["text"], ticket["answers"]
         if text not in seen and 10 <= len(text.split()) <= 60:
             seen.add(text)
-            yield text, Order(**right["fields"], team=right["team"], urgent=right["urgent"])
+            yield text, Fields(**right["fields"])
 
 
 def _some(said: demo.Speech, kept: bool) -> demo.Speech:
@@ -185,9 +185,9 @@ class Run:
         self._learned = iter(learned)
         self._right = dict(learned + self._held_out + self._unseen)
         self._spec = NodeSpec(
-            "form",
+            "fields",
             Prompt("{text}", system=SYSTEM, examples=_examples()),
-            Structured(Order),
+            Structured(Fields),
             "support",
             "extract",
             params=Params(max_tokens=64, temperature=0.0),
@@ -195,7 +195,7 @@ class Run:
         self._settings = load_settings(
             None,
             run={"recording": str(folder / "run.db"), "seed": args.seed},
-            nodes={"form": {"custom": "auto", "trainer": "lora", "target": TARGET}},
+            nodes={"fields": {"custom": "auto", "trainer": "lora", "target": TARGET}},
             models={
                 "strong": {
                     "tier": "strongest",
@@ -238,7 +238,7 @@ class Run:
             base = [self._ask("small", part) for part in (self._held_out, self._unseen)]
             said = ""
             while not self._ended.wait(1.0):
-                progress = manager.custom.nodes["form"].progress
+                progress = manager.custom.nodes["fields"].progress
                 if progress is not None and progress[1] != said:
                     said = progress[1]
                     say(said)
@@ -276,7 +276,7 @@ class Run:
         }
 
     def _cards(self) -> list[Card]:
-        return self._manager.custom.nodes["form"].models.cards()
+        return self._manager.custom.nodes["fields"].models.cards()
 
     def _listen(self) -> None:
         announce = self._manager.announce
@@ -323,7 +323,7 @@ class Run:
             right = wanted[result.call_id]
             told.append(
                 Feedback(
-                    "form", float(result.value == right), result.call_id, arm=result.arm.key,
+                    "fields", float(result.value == right), result.call_id, arm=result.arm.key,
                     kind=FeedbackKind.label, source="desk", correction=right.model_dump(),
                 )
             )  # fmt: skip
@@ -339,7 +339,7 @@ class Run:
         async def ask() -> None:
             gate = asyncio.Semaphore(AT_ONCE)
 
-            async def one(number: int, text: str, right: Order) -> None:
+            async def one(number: int, text: str, right: Fields) -> None:
                 query = Query(self._spec, f"asked:{model}:{number}", self._spec.prompt.render({"text": text}))
                 async with gate:
                     attempt, value = await answer_of(instance, query, {})
@@ -382,10 +382,7 @@ class Answers:
 
 def _examples() -> list[tuple[str, str]]:
     rows = (line.split("|") for line in EXAMPLES.splitlines())
-    return [
-        (text, Order(product=product, order=order, team=team, urgent=urgent).model_dump_json())  # type: ignore[arg-type]
-        for product, order, team, urgent, text in rows
-    ]
+    return [(text, Fields(product=product, order=order).model_dump_json()) for product, order, text in rows]
 
 
 MEASURED = (
@@ -401,14 +398,14 @@ def _unmeasured(why: str) -> dict[str, Any]:
 def main() -> None:
     """Run it and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--items", type=int, default=500, help="tickets before the training")
+    parser.add_argument("--items", type=int, default=450, help="tickets before the training")
     parser.add_argument(
         "--most", type=int, default=600, help="tickets after it, at most, to prove the model on"
     )
     parser.add_argument(
         "--asked", type=int, default=100, help="tickets that both models are asked, of each kind"
     )
-    parser.add_argument("--steps", type=int, default=50, help="of the training, at most")
+    parser.add_argument("--steps", type=int, default=40, help="of the training, at most")
     parser.add_argument("--minutes", type=float, default=20.0, help="that the training may take")
     parser.add_argument("--threads", type=int, default=2, help="of the training")
     parser.add_argument("--seed", type=int, default=1)

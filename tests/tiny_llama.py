@@ -79,7 +79,11 @@ def write_tiny(path: Path, *, seed: int = 0, without: str = "", **changes: Any) 
         shapes |= {f"blk.{layer}.{name}": (WIDTH,) for name in ("attn_norm", "ffn_norm")}
     for name, shape in shapes.items():
         if name != without:
-            drawn = rng.normal(0, 1 / np.sqrt(shape[-1]), shape) if len(shape) == 2 else rng.uniform(0.5, 1.5, shape)
+            drawn = (
+                rng.normal(0, 1 / np.sqrt(shape[-1]), shape)
+                if len(shape) == 2
+                else rng.uniform(0.5, 1.5, shape)
+            )
             writer.add_tensor(f"{name}.weight", np.asarray(drawn, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

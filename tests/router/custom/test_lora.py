@@ -85,7 +85,10 @@ def test_each_example_stands_whole_in_one_row_and_counts_by_its_answer_alone(siz
 def test_what_all_questions_have_in_common_is_left_out_up_to_whole_words():
     bare = bare_of_examples(examples(20))
     assert bare == Bare("Is it so? case ", " Answer:")
-    messages = [{"role": "system", "content": "long"}, {"role": "user", "content": "Is it so? case 7. Answer:"}]
+    messages = [
+        {"role": "system", "content": "long"},
+        {"role": "user", "content": "Is it so? case 7. Answer:"},
+    ]
     assert bare.text(messages) == "7."
     assert bare.turn(messages) == "<|im_start|>user\n7.<|im_end|>\n<|im_start|>assistant\n"
     assert bare.text([{"role": "user", "content": "Something else"}]) == "Something else"
