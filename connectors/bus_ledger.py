@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from chainwax.connectors.wire import CallsMessage, FeedbackMessage
 from chainwax.router.feedback import LookUp
-from chainwax.router.types import Feedback, identity
+from chainwax.router.types import CallRef, Feedback, identity
 
 __all__ = ["Known", "Ledger", "Parked"]
 
@@ -23,6 +23,15 @@ class Known(NamedTuple):
     flow: str
     node: str
     arm: str
+
+
+class _What(NamedTuple):
+    """What was said, so that the same again is known as such."""
+
+    score: float
+    weight: float
+    path: int
+    """Stands for the calls of the path; 0 where there is none."""
 
 
 @dataclass(slots=True)
@@ -68,7 +77,7 @@ class Ledger:
         self._calls: OrderedDict[str, tuple[Known, str]] = OrderedDict()  # with the call's context
         self._items: OrderedDict[int, str] = OrderedDict()
         self._kinds: dict[Known, Known] = {}
-        self._scores: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        self._scores: OrderedDict[int, tuple[float, _What]] = OrderedDict()
         self._parked: OrderedDict[Hashable, list[Parked]] = OrderedDict()
         self._parked_count = 0
         self._parked_bytes = 0
@@ -152,7 +161,7 @@ class Ledger:
             "kinds": list(kinds),
             "calls": [(call_id, kinds[known], context) for call_id, (known, context) in self._calls.items()],
             "items": list(self._items.items()),
-            "scores": [(which, *said) for which, said in self._scores.items()],
+            "scores": [(which, at, *what) for which, (at, what) in self._scores.items()],
             "parked": [
                 (one.message.model_dump(mode="json"), one.place, one.at, one.size, one.until)
                 for waiting in self._parked.values()
@@ -165,7 +174,7 @@ class Ledger:
         kinds = [Known(*kind) for kind in state["kinds"]]
         self._calls = OrderedDict((call_id, (kinds[n], context)) for call_id, n, context in state["calls"])
         self._items = OrderedDict((which, call_id) for which, call_id in state["items"])
-        self._scores = OrderedDict((which, (at, score)) for which, at, score in state["scores"])
+        self._scores = OrderedDict((which, (at, _What(*what))) for which, at, *what in state["scores"])
         for message, *rest in state["parked"]:
             self._park(Parked(FeedbackMessage.model_validate(message), *rest))
 
@@ -199,18 +208,20 @@ class Ledger:
         # A clock that is ahead must not make a score unrevisable.
         said = at if message.time is None else min(message.time, at)
         if call_id:
+            through = identity(*(ref.call_id for ref in message.path)) if message.path else 0
+            what = _What(message.score, message.weight, through)
             which = identity(call_id, known.node, arm, message.metric, message.source)
             before = self._scores.get(which)
             if before is not None:
                 if said < before[0]:
                     counts["out_of_order"] += 1
                     return []
-                if message.score == before[1]:
+                if what == before[1]:
                     counts["duplicate"] += 1
-                    _put(self._scores, which, (said, message.score), self._most_scores)
+                    _put(self._scores, which, (said, what), self._most_scores)
                     return []
                 counts["revised"] += 1
-            _put(self._scores, which, (said, message.score), self._most_scores)
+            _put(self._scores, which, (said, what), self._most_scores)
         counts["passed_on"] += 1
         return [
             Feedback(
@@ -225,6 +236,8 @@ class Ledger:
                 said,
                 message.correction,
                 message.context or context,
+                message.weight,
+                tuple(CallRef(ref.node, ref.call_id, ref.arm, ref.context) for ref in message.path),
             )
         ]
 

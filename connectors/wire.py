@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import to_json
 
 from chainwax.router.control import Change, check_change
+from chainwax.router.credit import LONGEST
 from chainwax.router.errors import ConfigError
 from chainwax.router.types import Decision, Feedback, FeedbackKind
 
@@ -22,6 +24,7 @@ __all__ = [
     "DeadLetterMessage",
     "DecisionMessage",
     "FeedbackMessage",
+    "PathCall",
     "Unreadable",
     "decode",
     "encode_calls",
@@ -59,6 +62,17 @@ class _Message(BaseModel):
     version: Literal[1] = 1
 
 
+class PathCall(BaseModel):
+    """One call that an item owes its end result to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    node: Annotated[str, Field(min_length=1, max_length=500)]
+    call_id: Annotated[str, Field(min_length=1, max_length=500)]
+    arm: Annotated[str, Field(min_length=1, max_length=500)]
+    context: Context = ""
+
+
 class FeedbackMessage(_Message):
     """One score in ``chainwax.feedback``.
 
@@ -84,6 +98,10 @@ class FeedbackMessage(_Message):
     """The right answer."""
     context: Context = ""
     """What the router read off the call's prompt, where the sender knows it; else it is looked up."""
+    weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """How much the score says; 1 is as much as any other."""
+    path: Annotated[list[PathCall], Field(max_length=LONGEST)] = []
+    """Where an item's end result is scored: the calls that it owes its value to, oldest first."""
 
     @model_validator(mode="after")
     def _about_something(self) -> FeedbackMessage:
@@ -220,6 +238,10 @@ def encode_feedback(feedback: Feedback, flow: str) -> tuple[bytes, bool]:
         fields["kind"] = feedback.kind
     if feedback.time:
         fields["time"] = feedback.time
+    if feedback.weight != 1.0:
+        fields["weight"] = feedback.weight
+    if feedback.path:
+        fields["path"] = [asdict(ref) for ref in feedback.path[-LONGEST:]]
     if feedback.call_id and len(feedback.item_key) > 4000:
         del fields["item_key"]  # the call says it all
     if feedback.correction is None:

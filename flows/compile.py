@@ -212,7 +212,7 @@ class _Compiler:
                     id,
                     up,
                     score,
-                    about=about or self._flow.info(id).upstream,
+                    about=about,
                     metric=metric,
                     kind=kind,
                     manager=self._manager,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,6 @@ from chainwax.router.custom.byhand import promote, roll_back
 from chainwax.router.custom.lifecycle import NodeModels
 from chainwax.router.recording import RecordingReader
 from chainwax.router.recording.controls import write_decision
-from chainwax.router.saved import fold
 
 __all__ = ["history_command", "promote_command", "rollback_command", "train_command"]
 
@@ -62,9 +61,12 @@ def _opened(flow: str, node: str, config: Path | None, recording: Path | None) -
         runs = [info.run for info in reader.runs() if info.flow == graph.id]
         with LLMManager(settings) as manager:
             manager.announce = decided.append  # type: ignore[method-assign, assignment]
-            interface = manager.register(specs[node])
-            fold(interface, reader)  # type: ignore[arg-type]
-            own = NodeModels(manager, interface)
+            interfaces = [manager.register(specs[node])]
+            for other in (id for id in specs if id != node):
+                with suppress(ConfigError):  # it has no model here, and its scores are not asked for
+                    interfaces.append(manager.register(specs[other]))
+            manager.remember(reader, interfaces)  # type: ignore[arg-type]
+            own = NodeModels(manager, interfaces[0])
             own.standing = own.models.read()
             yield _Open(own, manager, path, decided)
     for decision in decided:

@@ -22,6 +22,7 @@ from chainwax.flows.check import (
     warnings_of,
 )
 from chainwax.flows.compile import compile_flow
+from chainwax.flows.decide import consumers_of, decider
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
     AgentsNode,
@@ -91,9 +92,13 @@ class Flow:
     ('hard', 'out')
     """
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, *, target: float | None = None) -> None:
+        """``target`` is the least quality of the end result, as a share of the strongest models'."""
         check_id("the flow's name", id)
+        if target is not None and not (isinstance(target, int | float) and 0 < target <= 1):
+            raise ConfigError(f"flow '{id}': its target must be above 0 and at most 1, not {target!r}")
         self.id = id
+        self.target = target
         self._nodes: dict[str, Node] = {}
         self._facts: dict[str, Facts] = {}
         self._downstream: dict[str, tuple[str, ...]] | None = None
@@ -213,6 +218,7 @@ class Flow:
         self.build()
         if self._specs is None:
             self._specs = {}
+            consumers = consumers_of(self._nodes.values())
             for node in self._nodes.values():
                 info = self.info(node.id)
                 for spec in specs_in(node):
@@ -222,6 +228,8 @@ class Flow:
                         depth=info.depth,
                         downstream=info.downstream,
                         upstream=info.upstream,
+                        flow_target=self.target,
+                        decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
                     )
         return dict(self._specs)
 
@@ -421,7 +429,8 @@ class Stream:
     ) -> Stream:
         """Score what became of the answers; the items go on unchanged (batches one by one).
 
-        ``about`` names LLM nodes upstream; left out, it is all of them.
+        ``about`` names LLM nodes upstream whose answers the score is one of. Left out, it is a score of the
+        item's end result, and each answer on the item's way gets its share of credit and blame.
         """
         about = (about,) if isinstance(about, str) else tuple(about or ())
         try:

@@ -184,7 +184,7 @@ class LLMNode(Node):
 
 @dataclass(frozen=True, slots=True)
 class FeedbackNode(Node):
-    """Scores the answers that an item owes its value to; an empty ``about`` means all of them."""
+    """Scores the answers that an item owes its value to; an empty ``about`` scores the end result."""
 
     score: Callable[[Any], Any]
     about: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -19,6 +20,8 @@ from chainwax.connectors.record import BadRecord, Outgoing, Record
 from chainwax.connectors.sinks import to_json
 from chainwax.operators.item import Batch, FailedItem, Item
 from chainwax.operators.pressure import Pressure
+from chainwax.router.credit import failure
+from chainwax.router.errors import BackendError
 from chainwax.router.manager import LLMManager
 from chainwax.router.recording.rows import DeadLetter
 
@@ -50,6 +53,17 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_BLAMELESS = frozenset(
+    {
+        "Late",
+        "BudgetSpent",
+        "Cancelled",
+        "NoModelAllowed",
+        *(c.__name__ for c in BackendError.__subclasses__()),
+    }
+)
+"""Errors that have nothing to do with the answers before."""
 
 Some = Item | Batch
 Work = Callable[[list[Some]], list[Any]]
@@ -378,7 +392,10 @@ def dead_letter(failed: FailedItem) -> dict[str, Any]:
 
 
 class Letters:
-    """Makes dead letters of failures, and records them where there is a recording."""
+    """Makes dead letters of failures, and records them where there is a recording.
+
+    The calls that a failed item owes its value to hear of it.
+    """
 
     def __init__(self, manager: LLMManager | None) -> None:
         self._manager = manager
@@ -401,6 +418,13 @@ class Letters:
                         parents=f.item.calls,
                     )
                     for f in failures
+                ]
+            )
+            self._manager.feedback(
+                [
+                    failure(f.item.calls, f.node, item_key=f.item.key, time=time.time())
+                    for f in failures
+                    if f.item.calls and f.error not in _BLAMELESS
                 ]
             )
         return [failed.item.with_value(dead_letter(failed)) for failed in failures]

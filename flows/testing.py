@@ -277,9 +277,8 @@ def run_flow(
     sinks: dict[str, list[Any]] = {name: [] for name in flow.sinks}
     dead_letters: list[Any] = []
     with LLMManager(settings, bus=InProcessBus(), backends=backends, clock=clock or SYSTEM_CLOCK) as manager:
-        manager.begin_run(flow.id)
-        for spec in flow.specs().values():
-            manager.register(spec)  # here and not in a worker: a node that no model can serve is told plainly
+        # Nodes are given here and not in a worker: one that no model can serve is told plainly.
+        manager.begin_run(flow.id, nodes=flow.specs().values())
         dataflow = flow.compile(
             {name: ItemsSource(list(values)) for name, values in by_source.items()},
             {name: ListSink(out) for name, out in sinks.items()},

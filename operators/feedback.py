@@ -13,7 +13,8 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 
 from chainwax.operators.item import FailedItem, Item
-from chainwax.router import Feedback, FeedbackKind, LLMManager, default_manager
+from chainwax.router import CallRef, Feedback, FeedbackKind, LLMManager, default_manager
+from chainwax.router.credit import LONGEST
 
 __all__ = ["FeedbackOut", "Score", "feedback"]
 
@@ -53,12 +54,15 @@ def feedback(
     up: Stream[Item],
     score: ScoreFunction,
     *,
-    about: Sequence[str],
+    about: Sequence[str] = (),
     metric: str = "score",
     kind: FeedbackKind = FeedbackKind.downstream,
     manager: LLMManager | None = None,
 ) -> FeedbackOut:
     """Score each item and send the score to the calls of the nodes ``about`` that it came from.
+
+    With an empty ``about`` the score is one of the item's end result, and goes out with the path of all its
+    calls: the router gives each its share. A mapping is always one score for each node that it names.
 
     Scores go out a batch at a time. An item whose score is no number in [0, 1] goes to ``errs``; an item
     that some of the nodes never answered is scored for the others.
@@ -110,31 +114,41 @@ class _Sender:
         scored = self._score(item.value)
         if scored is None:
             return []
-        by_node = scored if isinstance(scored, Mapping) else dict.fromkeys(self._about, scored)
-        told: list[Feedback] = []
-        for ref in item.calls:
-            if ref.node not in self._about:
-                continue
-            one = by_node.get(ref.node)
-            if one is None:
-                continue
-            correction = one.correction if isinstance(one, Score) else None
-            value = float(one.value if isinstance(one, Score) else one)
-            if not (math.isfinite(value) and 0.0 <= value <= 1.0):
-                raise ValueError(f"the score of node '{ref.node}' must be in [0, 1], not {one!r}")
-            told.append(
-                Feedback(
-                    ref.node,
-                    value,
-                    ref.call_id,
-                    item.key,
-                    ref.arm,
-                    self._metric,
-                    self._id,
-                    self._kind,
-                    now,
-                    correction,
-                    ref.context,
-                )
-            )
-        return told
+        if isinstance(scored, Mapping):
+            by_node: Mapping[str, Scored] = scored
+        elif self._about or len(item.calls) == 1:
+            by_node = dict.fromkeys(self._about or (item.calls[0].node,), scored)
+        else:
+            return [self._said(item, item.calls[-1], scored, now, item.calls)] if item.calls else []
+        return [
+            self._said(item, ref, one, now)
+            for ref in item.calls
+            if (not self._about or ref.node in self._about) and (one := by_node.get(ref.node)) is not None
+        ]
+
+    def _said(
+        self,
+        item: Item,
+        ref: CallRef,
+        scored: float | bool | Score,
+        now: float,
+        path: tuple[CallRef, ...] = (),
+    ) -> Feedback:
+        value = float(scored.value if isinstance(scored, Score) else scored)
+        if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+            whose = "of the item" if path else f"of node '{ref.node}'"
+            raise ValueError(f"the score {whose} must be in [0, 1], not {scored!r}")
+        return Feedback(
+            ref.node,
+            value,
+            ref.call_id,
+            item.key,
+            ref.arm,
+            self._metric,
+            self._id,
+            self._kind,
+            now,
+            scored.correction if isinstance(scored, Score) else None,
+            ref.context,
+            path=path[-LONGEST:],
+        )

@@ -365,7 +365,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
                 index = 1
             value = {"delta": "", "index": index, "is_end": True}
         answered = Item(
-            _merged(item.value, self._id, value),
+            merged(item.value, self._id, value),
             item.key,
             item.position,
             item.time,
@@ -376,7 +376,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
 
     def _piece(self, item: Item, delta: str, index: int, is_end: bool) -> Item:
         piece = {"delta": delta, "index": index, "is_end": is_end}
-        return item.with_value(_merged(item.value, self._id, piece))
+        return item.with_value(merged(item.value, self._id, piece))
 
     def _emit(self, number: int, outcome: _Out | None, last: bool, out: list[_Out]) -> None:
         """Send an outcome on, once all earlier items of its key have gone.
@@ -408,7 +408,7 @@ class _Logic(StatefulBatchLogic[Any, Any, _State]):
                     out.append(held)
 
 
-def _merged(value: Any, node: str, answer: Any) -> dict[str, Any]:
+def merged(value: Any, node: str, answer: Any) -> dict[str, Any]:
     if type(value) is dict:
         return {**value, node: answer}
     if isinstance(value, Mapping):

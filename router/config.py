@@ -180,6 +180,9 @@ class NodeConfig(_Section):
     ``target``, for the form ``switched``."""
     certify: Share | None = None
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
+    agreement: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Confidence, such as 0.95, with which the node wants to know how often an arm's answers lead to what
+    the strongest's would, while nobody scores them: a share of the calls is asked of the strongest too."""
     budget: Dollars | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None
@@ -246,6 +249,9 @@ class RunConfig(_Section):
     """Start from what earlier runs of the same flow learned, as the recording tells it."""
     seed: int | None = None
     """Seed of the router's choices; None takes a new one each run."""
+    flow_target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality of the flow's end result, as a share of what the strongest models would reach; split over
+    the nodes, but for those with a target of their own."""
 
     @field_validator("recording", mode="before")
     @classmethod

@@ -64,7 +64,7 @@ class LLMInterface:
         node = self.node
         messages = node.prompt.render(value, node=node.id)
         identity = call_id(self._manager.run_id, node, item_key, position, messages)
-        return Query(node, identity, messages, item_key, position, parents, window_id, stream)
+        return Query(node, identity, messages, item_key, position, parents, window_id, value, stream)
 
     def submit(self, queries: Sequence[Query], done: Done) -> None:
         """Hand queries to the router, from any thread; ``done`` is called once for each.

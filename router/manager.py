@@ -24,9 +24,11 @@ from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
+from chainwax.router.credit import split
 from chainwax.router.custom.lifecycle import Lifecycle
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
 from chainwax.router.feedback import FeedbackBus, RelayedBus, SharedBus
+from chainwax.router.flow_target import FlowTarget
 from chainwax.router.instance import LLMInstance
 from chainwax.router.interface import LLMInterface
 from chainwax.router.model_types import parse_model_type
@@ -39,7 +41,16 @@ from chainwax.router.roster import Roster
 from chainwax.router.router import LLMRouter
 from chainwax.router.rules import check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
-from chainwax.router.types import CallRef, CallResult, Decision, Feedback, NodeSpec, Query, Rules
+from chainwax.router.types import (
+    CallRef,
+    CallResult,
+    Decision,
+    Feedback,
+    FeedbackKind,
+    NodeSpec,
+    Query,
+    Rules,
+)
 
 __all__ = ["LLMManager"]
 
@@ -81,6 +92,8 @@ class LLMManager:
         self.recording: Recording = NoRecording()
         self.instances: dict[str, LLMInstance] = {}
         self.interfaces: dict[tuple[str, str], LLMInterface] = {}
+        self.flow_targets: dict[str, FlowTarget] = {}
+        """By flow, where one has a target for its end result."""
         self.refused_feedback = 0
         """Scores that were no numbers in [0, 1], or about nodes that nobody knows."""
         self.custom: Lifecycle | None = None
@@ -200,9 +213,10 @@ class LLMManager:
         for interface in self.interfaces.values():
             if interface.router.purse is not None:
                 interface.router.purse.began_with(self._spent_before.get(interface.node.id, 0.0))
-            self._remember(interface)
         for spec in nodes:
-            self.register(spec)
+            self._interface(spec)
+        self._remember(list(self.interfaces.values()))
+        self._aim(list(self.interfaces.values()))
         if self._shared is not None:
             saved.recall(self, self._shared, self.recording, flow)
             self._shared.catch_up(self._recalled)
@@ -306,6 +320,17 @@ class LLMManager:
             known = self.interfaces.get((spec.flow, spec.id))
             if known is not None:
                 return known
+            interface = self._interface(spec)
+            self._remember([interface])
+            self._aim([interface])
+            return interface
+
+    def _interface(self, spec: NodeSpec) -> LLMInterface:
+        """The interface of a node that has learned nothing yet, unless it was there."""
+        with self.lock:
+            known = self.interfaces.get((spec.flow, spec.id))
+            if known is not None:
+                return known
             node = self.configured(spec)
             instances = self._serving(node)
             recorder = LLMInterfaceRecorder(self.clock)
@@ -325,7 +350,6 @@ class LLMManager:
             self.give_purse(router)
             interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
-            self._remember(interface)
             self.control.registered(interface)
             if self.custom is not None:
                 asyncio.run_coroutine_threadsafe(self.custom.registered(interface), self.loop)
@@ -359,6 +383,7 @@ class LLMManager:
             "target",
             "worth",
             "certify",
+            "agreement",
             "budget",
             "latency",
             "priority",
@@ -373,7 +398,13 @@ class LLMManager:
         allow = own.allow if own.allow is not None else (spec.rules.allow or common.allow or ())
         deny = (*spec.rules.deny, *(common.deny or ()), *(own.deny or ()))
         changes["rules"] = Rules(tuple(allow), tuple(dict.fromkeys(deny)))
-        changes |= self.control.of(spec, changes["rules"])
+        whole = self.settings.run.flow_target or spec.flow_target
+        if whole is not None:
+            shared = self.flow_targets.get(spec.flow)
+            part = whole if shared is None else shared.of(spec.id)
+            changes |= {"flow_target": whole, "target": part} if own.target is None else {"flow_target": None}
+        operated = self.control.of(spec, changes["rules"])
+        changes |= {"flow_target": None, **operated} if "target" in operated else operated
         node = dataclasses.replace(spec, **changes)
         check_rules(node.rules, self._model_configs(), node=node.id)
         if node.model is not None and node.model not in self.instances:
@@ -582,16 +613,30 @@ class LLMManager:
         for one in feedback:
             if not self._resolve(one):
                 continue
-            interface = self._interface_of(one.node)
-            if interface is None:
+            told = self._shares(one)
+            if not told:
                 self._refuse(one, "nobody knows the node")
                 continue
-            interface.router.learn(one)
-            if self.custom is not None and record:
-                self.custom.heard(one)
+            if one.path and one.kind is not FeedbackKind.failure:
+                for shared in self.flow_targets.values():
+                    shared.scored(ref.node for ref in one.path)
+            for interface, part in told:
+                interface.router.learn(part)
+                if self.custom is not None and record:
+                    self.custom.heard(part)
             good.append(one)
         if record:
             self.recording.feedback(good)
+
+    def _shares(self, one: Feedback) -> list[tuple[LLMInterface, Feedback]]:
+        """What it says to whom: to the router that it is about, or to all of its path."""
+        told = split(one, self._expected) if one.path else (one,)
+        there = ((self._interface_of(part.node), part) for part in told)
+        return [(interface, part) for interface, part in there if interface is not None]
+
+    def _expected(self, ref: CallRef) -> float | None:
+        interface = self._interface_of(ref.node)
+        return None if interface is None else interface.router.expected(ref.arm, ref.context)
 
     def _interface_of(self, node: str) -> LLMInterface | None:
         """The interface that feedback about a node is meant for: feedback names no flow."""
@@ -604,9 +649,10 @@ class LLMManager:
 
     def _resolve(self, one: Feedback) -> bool:
         """Fill in what the sender did not know. False where the feedback is no use."""
-        if not isinstance(one.score, int | float) or not math.isfinite(one.score) or not 0 <= one.score <= 1:
-            self._refuse(one, f"the score {str(one.score)[:40]} is not in [0, 1]")
-            return False
+        for name, value in (("score", one.score), ("weight", one.weight)):
+            if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+                self._refuse(one, f"the {name} {str(value)[:40]} is not in [0, 1]")
+                return False
         if not one.time:
             one.time = self.clock.time()
         if not one.arm:
@@ -631,11 +677,30 @@ class LLMManager:
         call_id = call_id or self.recording.latest_call(node, item_key) or ""
         return self.recording.ref_of(call_id) if call_id else None
 
-    def _remember(self, interface: LLMInterface) -> None:
-        """Fold what is recorded of a node into its router; a bus that remembers does it by itself."""
-        if not self.settings.run.learn_from_recording or self._shared is not None:
-            return
-        saved.fold(interface, self.recording)
+    def _aim(self, interfaces: Sequence[LLMInterface]) -> None:
+        """Give nodes their part of their flow's target."""
+        for interface in interfaces:
+            node = interface.node
+            if node.flow_target is not None:
+                shared = self.flow_targets.setdefault(node.flow, FlowTarget(node.flow_target))
+                self.loop.call_soon_threadsafe(shared.add, interface)
+
+    def _remember(self, interfaces: Sequence[LLMInterface]) -> None:
+        """Fold what is recorded of nodes into their routers; a bus that remembers does it by itself."""
+        if self.settings.run.learn_from_recording and self._shared is None:
+            self.remember(self.recording, interfaces)
+
+    def remember(self, recording: Recording, interfaces: Sequence[LLMInterface]) -> None:
+        """Fold what a recording holds of nodes that have just come into their routers."""
+        by_flow: dict[str, list[str]] = {}
+        for interface in interfaces:
+            by_flow.setdefault(interface.node.flow, []).append(interface.node.id)
+        for flow, new in by_flow.items():
+            there = [node for known, node in self.interfaces if known == flow]
+            for one in saved.fold(recording, flow, new, there):
+                for interface, part in self._shares(one):
+                    if not interface.router.knows(part):  # from a saved state
+                        interface.router.learn(part)
 
     def _described(self) -> dict[str, Any]:
         described = self.settings.model_dump(mode="json", exclude_defaults=True)

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from chainwax.router.agreement import Agreement, agrees, same
 from chainwax.router.backends.base import Weighing
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
+from chainwax.router.credit import DOUBTED, FAILED, failure
 from chainwax.router.doubts import Doubts
 from chainwax.router.errors import (
     Abstains,
@@ -29,6 +32,7 @@ from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
+from chainwax.router.traffic import in_time
 from chainwax.router.types import (
     Attempt,
     CallResult,
@@ -56,6 +60,20 @@ _LEARNING = (Form.adaptive, Form.switched)
 """Forms that choose by the scores."""
 _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
+_NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
+"""Scores that a node's quality is no mean of: of failures further down only the bad ones are told."""
+
+
+class _Said(NamedTuple):
+    """A score as it was learned, to be taken back when it is revised."""
+
+    score: float
+    others: float
+    weight: float
+
+    @property
+    def learned(self) -> float:
+        return self.score / self.others
 
 
 class LLMRouter:
@@ -97,9 +115,11 @@ class LLMRouter:
                 about=f"{node.prompt.version} {node.answer.key}",
                 seed=seed,
             )
+        self.agreement = Agreement()
+        """How often other arms' answers lead to the same as the strongest's, where nobody scores."""
         self.doubts = Doubts(node.id)
         """What is odd about the scores that come."""
-        self._scores: dict[int, float] = {}
+        self._scores: dict[int, _Said] = {}
         self._saved_at: float | None = None
         """When what is known was saved, where it comes from a saved state."""
         self._shadows: set[asyncio.Task[None]] = set()
@@ -113,12 +133,12 @@ class LLMRouter:
 
     def change(self, node: NodeSpec) -> None:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
+        self._budget_told = self._budget_told and node.budget == self.node.budget
         self.node = node
         self.policy = self._policy_of(node.form)
         for policy in self._policies.values():
             policy.node = node
         self.stats.version += 1
-        self._budget_told = False
 
     def add(self, instance: LLMInstance) -> None:
         """A model may be asked from now on."""
@@ -170,7 +190,7 @@ class LLMRouter:
         state = self.stats.by_key.get(feedback.arm)
         if state is None:
             return
-        earlier: float | None = None
+        earlier: _Said | None = None
         if feedback.call_id:
             which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
             earlier = self._scores.pop(which, None)
@@ -180,14 +200,23 @@ class LLMRouter:
                 return
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-            self._scores[which] = feedback.score
-        self._count(state, feedback.score, 1.0, feedback.kind)
+            self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
+        self._count(state, _Said(feedback.score, feedback.others, feedback.weight), 1.0, feedback.kind)
         state.instance.recorder.score(feedback.score)
-        if feedback.kind not in _UNUSED:
+        if feedback.kind not in _NO_QUALITY:
             self._tell(self.doubts.scored(feedback.score))
-            self._certify(feedback, earlier)
-            if isinstance(self.policy, Watching):
-                self.policy.learn(feedback, earlier)
+            # Of a path the end result is certified: with this call's answer, and with the strongest's.
+            self._certify(feedback, None if earlier is None else earlier.score)
+        if feedback.kind not in _UNUSED and isinstance(self.policy, Watching):
+            self.policy.learn(feedback, None if earlier is None else earlier.learned)
+
+    def expected(self, arm: str, context: str = "") -> float | None:
+        """The score that an arm's answer to a call will probably get; None for an arm that is not there.
+
+        ``arm`` is its key, ``context`` what was read off the call's prompt.
+        """
+        state = self.stats.by_key.get(arm)
+        return None if state is None else self.stats.quality(state)
 
     def state(self) -> dict[str, Any]:
         """All that is known and where all random generators stand, JSON-ready, to the last bit.
@@ -198,13 +227,14 @@ class LLMRouter:
         return {
             "stats": self.stats.state(),
             "said": list(self._scores.items()),
+            "agreement": self.agreement.state(),
             "time": self._clock.time(),
             "policies": {form.value: policy.state() for form, policy in policies.items()},
             "certificate": None if self.certificate is None else self.certificate.state(),
             "doubts": self.doubts.state(),
             "random": generator(self._random),
             "spent": self.stats.spent if self.purse is None else self.purse.spent(self.stats.spent),
-            "observed": [self.observed, self.observed_cost, *self._wished],
+            "observed": [self.observed, self.observed_cost, dict(self._wished)],
         }
 
     def restore(self, state: Mapping[str, Any], *, same_run: bool = True, same_process: bool = True) -> None:
@@ -218,7 +248,8 @@ class LLMRouter:
             return known if same_process else {k: v for k, v in known.items() if k != "random"}
 
         self.stats.restore(state["stats"])
-        self._scores = dict(state["said"])
+        self._scores = {which: _Said(*said) for which, said in state["said"]}
+        self.agreement.restore(state["agreement"])
         self._saved_at = state["time"]
         self.doubts.restore(state["doubts"])
         for form, known in state["policies"].items():
@@ -232,9 +263,8 @@ class LLMRouter:
         if same_run:
             if self.purse is not None:
                 self.purse.began_with(state["spent"])
-            self.observed, self.observed_cost, *wished = state["observed"]
-            if len(wished) == len(self._wished):
-                self._wished = wished
+            self.observed, self.observed_cost, wished = state["observed"]
+            self._wished = Counter({key: n for key, n in wished.items() if key in self.stats.by_key})
 
     def knows(self, feedback: Feedback) -> bool:
         """Whether a recorded score is in the saved state that this router began with."""
@@ -316,13 +346,15 @@ class LLMRouter:
         plan = self._plan(query)
         for state in plan.shadow:
             # Shadows never hold up the answer.
-            self._start_shadow(query, state, result)
+            self._start(self._shadow(query, state, result, compared=plan.compared))
         if plan.together:
             await self._together(query, plan, result, known)
         elif plan.paired:
             await self._paired(query, plan, result, known)
         else:
             await self._in_turn(query, plan, result, known)
+        if query.parents and any(a.invalid and not a.shadow for a in result.attempts):
+            self._blame(query, FAILED)
         if self.node.mode is Mode.observe:
             self.observed_cost += result.cost_usd
         if result.arm is not None:
@@ -338,11 +370,12 @@ class LLMRouter:
         if self.purse is not None and not self.purse.left(self.stats.spent):
             arms = self._within_spent_budget(self.purse, arms)
         # Where nothing serves, ask anyway: the error that comes back says why.
-        serving = [s for s in arms if s.instance.serves] or arms
+        serving = in_time([s for s in arms if s.instance.serves] or arms, node.latency)
         # A fixed model has no other in its place: it is waited for.
         fixed = serving if node.model is None else arms
         if node.mode is Mode.enforce:
-            return self._certified_plan(query, fixed if node.form is Form.direct else serving)
+            there = fixed if node.form is Form.direct else serving
+            return self._maybe_compared(query, self._certified_plan(query, there), there[0])
         wished = self.policy.plan(query, serving)
         today = self._today.plan(query, fixed)
         self.observed += 1
@@ -368,6 +401,15 @@ class LLMRouter:
         elif certificate.status is Certified.not_met and self.node.budget is None:
             # Where a budget is set too, it wins.
             plan = Plan(arms)
+        return plan
+
+    def _maybe_compared(self, query: Query, plan: Plan, strongest: ArmState) -> Plan:
+        """The plan, with the strongest beside it now and then where nobody scores the node's answers."""
+        quiet = not (plan.together or plan.paired or query.stream is not None or self.stats.served_scored)
+        if quiet and plan.arms[0] is not strongest and strongest is self.stats.arms[0]:
+            share = self.agreement.share(self.node, plan.arms[0].key)
+            if share and self._random.random() < share:
+                plan.shadow, plan.compared = (strongest,), True
         return plan
 
     def _within_spent_budget(self, purse: Purse, arms: Sequence[ArmState]) -> list[ArmState]:
@@ -409,7 +451,7 @@ class LLMRouter:
                     )
                 except CallError:
                     return  # the node's own answer is there, and this call is no pair
-                differ = not self._same(result.value, value)
+                differ = not same(result.value, value)
                 if differ and certificate.coin():
                     self._settle(result, value, attempt)
             served = result.arm.key
@@ -457,6 +499,8 @@ class LLMRouter:
             further = self.policy.escalate(query, plan, state, attempt, value)
             if further is None or further not in left:
                 break  # good enough, or all that might be better have failed
+            if query.parents:
+                self._blame(query, DOUBTED)
             del left[: left.index(further)]
         for state in abstained:
             answer = self._weighed(query, state, answer, result)
@@ -490,7 +534,7 @@ class LLMRouter:
         # The answer is its own, whoever said it first: the score will be about having asked it.
         attempt = Attempt(query.call_id, len(result.attempts) + 1, state.arm, state.instance.tier.value)
         attempt.started, attempt.text = self._clock.time(), text
-        attempt.simulated = bool(answer and answer[1].simulated and self._same(value, answer[0]))
+        attempt.simulated = bool(answer and answer[1].simulated and same(value, answer[0]))
         result.attempts.append(attempt)
         state.instance.recorder.record(attempt)
         return value, attempt
@@ -513,8 +557,8 @@ class LLMRouter:
             raise errors[0]
         leader, value, attempt = valid[0]
         self._settle(result, value, attempt)
-        if leader is plan.arms[0]:
-            self._compare(query, value, [(s, v) for s, v, _ in valid[1:]])
+        if leader is plan.arms[0] and valid[1:]:
+            self._start(self._compare(query, value, [(s, v) for s, v, _ in valid[1:]]))
 
     def _settle(self, result: CallResult, value: Any, attempt: Attempt) -> None:
         result.value = value
@@ -597,39 +641,54 @@ class LLMRouter:
             await self._clock.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _count(self, state: ArmState, score: float, weight: float, kind: FeedbackKind) -> None:
-        self.stats.learn(state, score, weight)
-        if kind not in _UNUSED:
-            self.stats.served_scores += weight * score
+    def _count(self, state: ArmState, said: _Said, sign: float, kind: FeedbackKind) -> None:
+        weight = sign * said.weight
+        self.stats.learn(state, said.learned, weight)
+        if kind is FeedbackKind.agreement:
+            self.agreement.learn(state.key, said.score, weight)
+        if kind not in _NO_QUALITY:
+            self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 
-    def _start_shadow(self, query: Query, state: ArmState, result: CallResult) -> None:
-        task = asyncio.get_running_loop().create_task(self._shadow(query, state, result))
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the calls, which nobody waits for."""
+        task = asyncio.get_running_loop().create_task(work)
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, query: Query, state: ArmState, served: CallResult) -> None:
+    async def _shadow(self, query: Query, state: ArmState, served: CallResult, *, compared: bool) -> None:
+        """Ask an arm beside the one that is served, and score it by the served answer.
+
+        With ``compared`` it is the other way round: the served arm is scored by this one, the strongest.
+        """
         own = CallResult(query.call_id, self.node.id)
-        silent = Query(query.node, query.call_id, query.messages, query.item_key, query.position)
+        silent = replace(query, stream=None)
         with contextlib.suppress(CallError):
-            value, _ = await self._ask(
-                silent, state, own, {}, propensity=self.node.observe_share, patient=False, shadow=True
-            )
+            share = None if compared else self.node.observe_share
+            value, _ = await self._ask(silent, state, own, {}, propensity=share, patient=False, shadow=True)
             while served.value is None and served.error is None:
                 await self._clock.sleep(0.005)
-            if served.error is None:
-                self._compare(query, served.value, [(state, value)])
+            if served.error is None and not compared:
+                await self._compare(query, served.value, [(state, value)])
+            elif served.error is None and served.arm is not None and served.arm.key != state.key:
+                await self._compare(query, value, [(self.stats.by_key[served.arm.key], served.value)])
+                self._say(query, state, 1.0, FeedbackKind.agreement)
         for attempt in own.attempts:
             self._recording.attempt(query, attempt)
+        if compared:
+            self.agreement.cost += own.cost_usd
 
-    def _compare(self, query: Query, value: Any, others: Sequence[tuple[ArmState, Any]]) -> None:
+    async def _compare(self, query: Query, value: Any, others: Sequence[tuple[ArmState, Any]]) -> None:
         for state, other in others:
-            self._say(query, state, 1.0 if self._same(value, other) else 0.0, FeedbackKind.agreement)
+            agreed = await agrees(query, value, other)
+            self._say(query, state, 1.0 if agreed else 0.0, FeedbackKind.agreement)
 
-    def _same(self, one: Any, other: Any) -> bool:
-        if isinstance(one, str) and isinstance(other, str):
-            return one.split() == other.split()
-        return bool(one == other)
+    def _blame(self, query: Query, weight: float) -> None:
+        """Tell the calls upstream that this one went badly with what they answered."""
+        told = failure(
+            query.parents, self.node.id, weight=weight, item_key=query.item_key, time=self._clock.time()
+        )
+        self._publish((told,))
 
     def _say(self, query: Query, state: ArmState, score: float, kind: FeedbackKind) -> None:
         self._publish(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from chainwax.router.feedback import SharedBus
-from chainwax.router.interface import LLMInterface
 from chainwax.router.recording import Recording
 from chainwax.router.types import Feedback
 
@@ -36,8 +35,11 @@ def save(manager: LLMManager, bus: SharedBus | None) -> dict[str, Any]:
 
     def collect(where: Mapping[str, Any] | None) -> None:
         routers = {node: one.router.state() for (_, node), one in manager.interfaces.items()}
+        targets = {flow: shared.state() for flow, shared in manager.flow_targets.items()}
         whose = {"run": manager.run_id, "process": manager.share.index}
-        state.set_result({"version": _VERSION, **whose, "bus": where, "nodes": routers})
+        state.set_result(
+            {"version": _VERSION, **whose, "bus": where, "nodes": routers, "flow_targets": targets}
+        )
 
     if bus is None:
         manager.loop.call_soon_threadsafe(collect, None)
@@ -64,6 +66,9 @@ def load(manager: LLMManager, bus: SharedBus | None, state: Mapping[str, Any]) -
         for node, saved in state["nodes"].items():
             if node in routers:
                 routers[node].restore(saved, same_run=same_run, same_process=same_process)
+        for flow, kept in state["flow_targets"].items():
+            if flow in manager.flow_targets:
+                manager.flow_targets[flow].restore(kept)
 
     manager.run(restore())
     return True
@@ -89,12 +94,18 @@ def recall(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str)
         log.warning("what the routers knew cannot be read, all is read anew: %r", error)
 
 
-def fold(interface: LLMInterface, recording: Recording) -> None:
-    """Have a router learn all that is recorded of its node, but for what it knows from a saved state."""
-    node = interface.node
-    for known in recording.fold(node.flow, node.id):
-        feedback = Feedback(
-            node.id,
+def fold(recording: Recording, flow: str, new: Collection[str], there: Collection[str]) -> Iterator[Feedback]:
+    """All that is recorded of a flow's ``new`` nodes, in the order in which it was said.
+
+    ``there`` are all nodes that have routers by now. The score of a path is learned when the last of its
+    nodes has come.
+    """
+    for known in recording.fold(flow, next(iter(new)) if len(new) == 1 else None):
+        nodes = {ref.node for ref in known.path} or {known.node}
+        if nodes.isdisjoint(new) or not nodes <= set(there):
+            continue
+        yield Feedback(
+            known.node,
             known.score,
             known.call_id,
             known.item_key,
@@ -104,9 +115,9 @@ def fold(interface: LLMInterface, recording: Recording) -> None:
             known.kind,
             known.time,
             context=known.context,
+            weight=known.weight,
+            path=known.path,
         )
-        if not interface.router.knows(feedback):
-            interface.router.learn(feedback)
 
 
 async def keep_now_and_then(manager: LLMManager, bus: SharedBus, recording: Recording, flow: str) -> None:

@@ -164,8 +164,15 @@ class NodeStats:
         state.used += 1
         self.calls += 1
 
+    def quality(self, state: ArmState) -> float:
+        """The score that an answer of an arm is expected to get."""
+        right = float(self.right[state.index])
+        return right / (right + float(self.wrong[state.index]))
+
     def learn(self, state: ArmState, score: float, weight: float = 1.0) -> None:
-        """A score arrived. A negative weight takes back what was learned before."""
+        """A score arrived, a share of a path's score may be above 1. A negative weight takes back what was
+        learned before.
+        """
         self.right[state.index] = max(self.right[state.index] + weight * score, 1e-3)
         self.wrong[state.index] = max(self.wrong[state.index] + weight * (1.0 - score), 1e-3)
         state.scores += weight * score

@@ -76,6 +76,8 @@ class FeedbackKind(StrEnum):
     downstream = "downstream"
     agreement = "agreement"
     human = "human"
+    failure = "failure"
+    """A step further down could not use what came of the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +176,17 @@ class NodeSpec:
     """Least quality, as a share of the strongest model's."""
     worth: float | None = None
     """Dollars for a point of quality, in place of the target; for the form ``switched``."""
+    flow_target: float | None = None
+    """Least quality of the flow's end result, as a share of what the strongest models everywhere would reach;
+    ``target`` is then the node's part of it. None leaves ``target`` as it is."""
     certify: float = 0.0
     """Share of calls at which the strongest is asked too, until it is known whether the target is met."""
+    agreement: float = 0.0
+    """Confidence with which a node without scores wants to know how often an arm leads to what the
+    strongest's answer would lead to; 0 asks for nothing."""
+    decide: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
+    """From an item's value and an answer to what the flow makes of it, as far as it only computes: two
+    answers that lead to the same are worth the same. None compares the answers themselves."""
     budget: float | None = None
     """Dollars for this run."""
     latency: float | None = None
@@ -196,6 +207,8 @@ class Query:
     position: str = ""
     parents: tuple[CallRef, ...] = ()
     window_id: str | None = None
+    value: Any = None
+    """The item's value, where there is an item."""
     stream: Callable[[int, str], None] | None = None
     """Called from the router's thread as (index, delta) for each piece of a streamed answer."""
     context: str = ""
@@ -307,6 +320,17 @@ class Feedback:
     """The right answer, where there is one."""
     context: str = ""
     """The call's :attr:`Query.context`, where the sender knows it; else it is looked up by the call."""
+    weight: float = 1.0
+    """How much the score says, in [0, 1]: 1 is as much as a score of the answer itself."""
+    path: tuple[CallRef, ...] = ()
+    """Where an item's end result is scored: the calls that it owes its value to. Each gets its share."""
+    others: float = 1.0
+    """Of a share of a path's score: what the other calls of the path were expected to get."""
+
+    @property
+    def learned(self) -> float:
+        """What the score says of this call alone; of a share it may be more than 1, and right on average."""
+        return self.score / self.others
 
 
 @dataclass(slots=True)

@@ -328,11 +328,11 @@ class NodeModels:
         self._manager.recording.attempt(silent, attempt)
 
     def heard(self, feedback: Feedback) -> None:
-        """A score has come."""
-        if feedback.kind in (FeedbackKind.validation, FeedbackKind.agreement):
+        """A score has come, or the share of a path's score."""
+        if feedback.kind in (FeedbackKind.validation, FeedbackKind.agreement, FeedbackKind.failure):
             return
         if feedback.arm == self.standing.serving:
-            self._watch.add(feedback.score)
+            self._watch.add(feedback.score, feedback.others)
         seen = self._seen.get(feedback.call_id)
         if seen is None or seen.judged:
             return

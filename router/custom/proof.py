@@ -62,16 +62,19 @@ class Tally:
 class Watch:
     """The last scores of a model that serves."""
 
-    scores: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    scores: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
-    def add(self, score: float) -> None:
-        """One more."""
-        self.scores.append(score)
+    def add(self, score: float, others: float = 1.0) -> None:
+        """One more; of a path's score, ``others`` is what its other calls were expected to get."""
+        self.scores.append((score, others))
 
     def fell(self, bar: float) -> bool:
         """Whether it is plain that it lies below the bar by now."""
-        lately = Tally(sum(self.scores), len(self.scores))
-        return lately.n >= _WINDOW // 4 and lately.bounds(_ALARM)[1] < bar
+        n = len(self.scores)
+        if n < _WINDOW // 4:
+            return False
+        lately = Tally(sum(score for score, _ in self.scores), n)
+        return lately.bounds(_ALARM)[1] < bar * sum(others for _, others in self.scores) / n
 
 
 def judged(form: AnswerForm, value: Any, right: Any) -> float:

@@ -68,16 +68,16 @@ class Logistic:
         place = self._places[arm]
         return math.sqrt(max(float(self.cover[place, place]), 0.0))
 
-    def learn(self, arm: str, features: NDArray[np.float64], score: float) -> None:
-        """One Newton step towards a score in [0, 1]."""
+    def learn(self, arm: str, features: NDArray[np.float64], score: float, weight: float = 1.0) -> None:
+        """One Newton step towards a score in [0, 1], which counts as ``weight`` scores."""
         x = self._with_arm(arm, features)
         guess = sigmoid(float(self.weights @ x))
         along = self.cover @ x
         # A guess that is all but certain must still be able to learn that it is wrong.
-        curve = max(guess * (1.0 - guess), 0.02)
+        curve = weight * max(guess * (1.0 - guess), 0.02)
         along_all = along / (1.0 + curve * float(x @ along))
         self.cover -= curve * np.outer(along_all, along)
-        self.weights += along_all * (score - guess)
+        self.weights += along_all * (weight * (score - guess))
         self.counts[arm] += 1
         variances = self.cover.diagonal()
         wandered = np.minimum(variances + _WANDER * self._prior, self._prior)

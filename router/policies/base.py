@@ -31,6 +31,9 @@ class Plan:
     """Asked too, to learn from; never answered with."""
     watched: bool = False
     """The policy's ``escalate`` looks at each answer before it is served."""
+    compared: bool = False
+    """The strongest is asked too, in the shadow: the served answer is scored by whether both lead to the
+    same."""
     paired: bool = False
     """The strongest is asked too, and a coin may serve its answer: for the node's certificate."""
 

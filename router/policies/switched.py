@@ -244,22 +244,23 @@ class Switched:
         key = state.key
         before = asked.total / asked.scores if asked.scores else None
         if earlier is None or before is None:
-            asked.total += feedback.score
+            asked.total += feedback.learned
             asked.scores += 1
         else:
-            asked.total += feedback.score - earlier
+            asked.total += feedback.learned - earlier
         after = asked.total / asked.scores
         # How hard the node is shows in the scores of answers, too, that nobody looked at.
         seen, guess = asked.answers.get(key, (np.concatenate((asked.prompt, _NOTHING)), None))
+        weight = feedback.weight
         if before is not None:
-            self._by_answer.revise(key, seen, after - before)
-            self._by_prompt.revise(key, asked.prompt, after - before)
+            self._by_answer.revise(key, seen, weight * (after - before))
+            self._by_prompt.revise(key, asked.prompt, weight * (after - before))
         else:
-            self._by_answer.learn(key, seen, after)
+            self._by_answer.learn(key, seen, after, weight)
             if guess is None:
-                self._by_prompt.learn(key, asked.prompt, after)
+                self._by_prompt.learn(key, asked.prompt, after, weight)
             else:
-                self._by_prompt.revise(key, asked.prompt, after - guess)
+                self._by_prompt.revise(key, asked.prompt, weight * (after - guess))
         if before is None and asked.served == key:
             # What was expected has moved the price already; the score puts it right.
             self._move((asked.expected - after) / max(asked.best, 0.05))

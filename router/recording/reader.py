@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from chainwax.router.recording.rows import (
     RunInfo,
     attempt_of,
     parse_json,
+    path_of,
 )
 from chainwax.router.recording.schema import explain, open_database
 from chainwax.router.types import Arm, Attempt, CallRef, FeedbackKind
@@ -34,11 +35,14 @@ _CHUNK = 500  # ids in one statement
 _FOLD = """
 SELECT f.node, f.arm, f.score, f.feedback_kind, coalesce(f.time, 0.0),
     (SELECT coalesce(sum(a.cost_usd), 0.0) FROM attempts a WHERE a.call_id = f.call_id AND a.arm = f.arm),
-    f.metric, f.source, f.call_id, coalesce(c.item_key, f.item_key), r.run, coalesce(c.context, '')
+    f.metric, f.source, f.call_id, coalesce(c.item_key, f.item_key), r.run, coalesce(c.context, ''),
+    coalesce(f.weight, 1.0), f.path
 FROM feedback f
 LEFT JOIN calls c ON c.call_id = f.call_id
 JOIN runs r ON r.run = coalesce(c.run, f.run)
-WHERE r.flow = ? AND f.node = coalesce(?, f.node) AND f.arm <> '' AND f.score IS NOT NULL
+WHERE r.flow = :flow AND f.arm <> '' AND f.score IS NOT NULL AND CASE WHEN :node IS NULL THEN 1
+    WHEN f.path IS NULL THEN f.node = :node
+    ELSE instr(f.path, json_quote(:node)) > 0 END
 ORDER BY f.time, f.rowid
 """
 
@@ -143,11 +147,13 @@ class RecordingReader:
     def fold(self, flow: str, node: str | None = None) -> Iterator[Learned]:
         """All scores of a flow, or of one node of it, over all runs, in the order of their time.
 
-        Each comes with the arm that it is about; scores that cannot be tied to an arm are left out.
+        To a node belong the scores of the paths that go through it. Each comes with the arm that it is
+        about; scores that cannot be tied to an arm are left out.
         """
-        for row in self._iterate(_FOLD, (flow, node)):
-            about, arm, score, kind, *rest = row
-            yield Learned(about, arm, score, FeedbackKind(kind), *rest)
+        for row in self._iterate(_FOLD, {"flow": flow, "node": node}):
+            through = path_of(row[-1])
+            if node is None or not through or any(ref.node == node for ref in through):
+                yield Learned._make((*row[:3], FeedbackKind(row[3]), *row[4:-1], through))
 
     def snapshot_of(self, run: str) -> Any:
         """What the recorders of a run said last; None where they said nothing."""
@@ -212,7 +218,7 @@ class RecordingReader:
         with self._lock:
             return _guarded(self.path, lambda: self._db.execute(sql, parameters).fetchall())
 
-    def _iterate(self, sql: str, parameters: Sequence[Any]) -> Iterator[Row]:
+    def _iterate(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> Iterator[Row]:
         # A connection of its own: whoever iterates may take long, and others read meanwhile.
         with closing(open_database(self.path, write=False)) as db:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -86,6 +86,9 @@ class Learned(NamedTuple):
     run: str
     context: str = ""
     """The call's."""
+    weight: float = 1.0
+    path: tuple[CallRef, ...] = ()
+    """The calls of the item whose end result is scored."""
 
 
 class RunInfo(NamedTuple):
@@ -331,7 +334,25 @@ def feedback_row(run: str, f: Feedback) -> Row:
         f.score,
         f.time,
         None if f.correction is None else json_text(f.correction),
+        f.weight,
+        json_text(f.path) if f.path else None,
     )
+
+
+def path_of(text: str | None) -> tuple[CallRef, ...]:
+    """The path in a row of feedback; what a later version says of a call beside is left out.
+
+    A file that people wrote may hold anything: what is no call is passed over.
+    """
+    refs = parse_json(text)
+    return tuple(
+        CallRef(*(str(ref.get(name, "")) for name in _REF))
+        for ref in (refs if isinstance(refs, list) else ())
+        if isinstance(ref, dict)
+    )
+
+
+_REF = tuple(f.name for f in fields(CallRef))
 
 
 def decision_row(run: str, decision: Decision, now: float) -> Row:

@@ -59,7 +59,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     ),
     "feedback": _columns(
         "run! call_id! node! item_key! arm! metric! source! feedback_kind! score:real time:real "
-        "correction:json"
+        "correction:json weight:real path:json"
     ),
     "decisions": _columns("run! decision_kind! node! detail:json! time:real"),
     "dead_letters": _columns(

@@ -28,8 +28,9 @@ ORDER BY c.time DESC, c.rowid DESC LIMIT ?
 _LABELLED = """
 SELECT count(DISTINCT f.call_id) FROM feedback f
 JOIN calls c ON c.call_id = f.call_id JOIN runs r ON r.run = c.run
-WHERE r.flow = ? AND c.node = ? AND c.status = 'ok' AND (f.correction IS NOT NULL OR f.score >= ?)
-    AND f.feedback_kind NOT IN ('validation', 'agreement')
+WHERE r.flow = ? AND c.node = ? AND c.status = 'ok'
+    AND (f.correction IS NOT NULL AND f.path IS NULL OR f.score >= ?)
+    AND f.feedback_kind NOT IN ('validation', 'agreement', 'failure')
 """
 
 
@@ -71,8 +72,10 @@ def answered_calls(path: Path, flow: str, node: str, *, most: int) -> Iterator[A
             ids = list(calls)
             marks = ",".join("?" * len(ids))
             for call_id, arm, kind, score, correction in db.execute(
-                "SELECT call_id, arm, feedback_kind, score, correction FROM feedback "
-                f"WHERE call_id IN ({marks}) ORDER BY time, rowid",
+                # What an item's end result should have been is no right answer of the last of its calls.
+                "SELECT call_id, arm, feedback_kind, score, iif(path IS NULL, correction, NULL) "
+                f"FROM feedback WHERE call_id IN ({marks}) AND feedback_kind <> 'failure' "
+                "ORDER BY time, rowid",
                 ids,
             ):
                 call = calls[call_id]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from chainwax.connectors.bus_ledger import Ledger
-from chainwax.connectors.wire import CallLine, CallsMessage, FeedbackMessage
+from chainwax.connectors.wire import CallLine, CallsMessage, FeedbackMessage, decode
 from chainwax.router.types import CallRef, Feedback
 
 FLOW = "triage"
@@ -189,3 +190,29 @@ def test_two_ledgers_make_the_same_of_the_same() -> None:
     first = run()
     assert len(first) > 100
     assert run() == first
+
+
+def path_message(score: float, *calls: str, **more: Any) -> FeedbackMessage:
+    path = [{"node": node, "call_id": f"call-{node}", "arm": "small"} for node in calls]
+    raw = json.dumps(
+        {"version": 1, "score": score, "call_id": "call-b", "node": "b", "arm": "small", "path": path, **more}
+    )
+    return decode(FeedbackMessage, raw.encode())
+
+
+def test_the_score_of_a_path_keeps_its_calls_and_its_weight() -> None:
+    ledger = Ledger("flow")
+    told = ledger.feedback(path_message(0.5, "a", "b", weight=0.2), at=1.0, place="p", size=9, now=1.0)
+    assert [ref.node for ref in told[0].path] == ["a", "b"]
+    assert told[0].weight == 0.2
+
+
+def test_the_same_score_of_the_same_path_is_a_duplicate_and_another_path_is_a_revision() -> None:
+    ledger = Ledger("flow")
+    for message in (path_message(0.5, "a", "b"), path_message(0.5, "a", "b"), path_message(0.5, "b")):
+        ledger.feedback(message, at=1.0, place="p", size=9, now=1.0)
+    assert (ledger.counts["duplicate"], ledger.counts["revised"]) == (1, 1)
+    again = Ledger("flow")
+    again.restore(json.loads(json.dumps(ledger.state())))
+    again.feedback(path_message(0.5, "b"), at=1.0, place="p", size=9, now=1.0)
+    assert again.counts["duplicate"] == 1

@@ -25,7 +25,7 @@ from chainwax.connectors.wire import (
     encode_feedback,
 )
 from chainwax.router.control import Change
-from chainwax.router.types import Decision, Feedback, FeedbackKind
+from chainwax.router.types import CallRef, Decision, Feedback, FeedbackKind
 
 GOOD = {"version": 1, "score": 0.5, "call_id": "c"}
 
@@ -333,3 +333,25 @@ def test_no_bytes_make_a_change_raise_anything_else(data: bytes) -> None:
 def test_a_change_that_nobody_would_take_is_refused_where_it_is_said() -> None:
     with pytest.raises(Unreadable):
         encode_control(Change("triage", "target", 7.0))
+
+
+def test_the_path_of_an_end_score_survives_the_wire() -> None:
+    path = tuple(CallRef(f"n{i}", f"call{i}", "small") for i in range(150))
+    data, _ = encode_feedback(Feedback("n149", 1.0, "call149", arm="small", weight=0.25, path=path), "f")
+    got = decode(FeedbackMessage, data)
+    assert got.weight == 0.25
+    assert [(ref.node, ref.call_id, ref.arm) for ref in got.path] == [
+        (ref.node, ref.call_id, ref.arm) for ref in path[-100:]
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["a", [1], [{"node": "a"}], [{"node": "a", "call_id": "c", "arm": ""}], [{}] * 2, {"node": "a"}]
+)
+def test_a_path_that_names_no_calls_is_refused(path: Any) -> None:
+    assert reason(raw(path=path)) == "malformed"
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, "1", float("inf")])
+def test_a_weight_that_is_none_is_refused(weight: Any) -> None:
+    assert reason(raw(weight=weight)) == "malformed"

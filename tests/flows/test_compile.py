@@ -480,7 +480,7 @@ class TestNodes:
             "stream": True,
         }
 
-    def test_feedback_is_about_all_upstream_by_default(
+    def test_feedback_is_about_the_end_result_by_default(
         self, asked: Asked, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told: list[dict[str, Any]] = []
@@ -496,18 +496,18 @@ class TestNodes:
         stream.feedback("one", bool, about=["a"]).sink("out")
         flow.compile({"in": TestingSource([])}, {"out": TestingSink([])})
         assert [(t["id"], t["about"], t["metric"], t["kind"]) for t in told] == [
-            ("all", ("a", "b"), "good", "human"),
+            ("all", (), "good", "human"),
             ("one", ("a",), "score", "downstream"),
         ]
 
     def test_a_recording_gets_items_and_dead_letters(self, asked: Asked) -> None:
-        kept: dict[str, list[Any]] = {"items": [], "dead": []}
+        kept: dict[str, list[Any]] = {"items": [], "dead": [], "told": []}
         recording = SimpleNamespace(
             items=lambda source, rows: kept["items"].extend((source, *row) for row in rows),
             dead_letters=kept["dead"].extend,
         )
         source = [Record({"x": 1}, "k", "p:1", 5.0), BadRecord("p:2", "{", "no JSON"), Record({}, "", "p:3")]
-        manager = SimpleNamespace(recording=recording, settings=load_settings())
+        manager = SimpleNamespace(recording=recording, settings=load_settings(), feedback=kept["told"].extend)
         run(lambda s: s.map("m", lambda v: v["x"]), source, manager=manager)
         assert kept["items"] == [("in", "p:1", "k", 5.0, {"x": 1}), ("in", "p:3", "", None, {})]
         assert sorted((d.node, d.position, d.error) for d in kept["dead"]) == [

@@ -192,9 +192,12 @@ def test_retry_goes_on_where_it_failed_and_pays_and_writes_nothing_twice(cli, pl
     assert ((place / "all.jsonl").read_bytes(), (place / "out.jsonl").read_bytes()) == written
     # The lineage came along: what is downstream could tell the node upstream how it did.
     scored = ask(
-        "SELECT c.item_key FROM feedback f JOIN calls c USING (call_id) WHERE f.node = 'team' ORDER BY 1"
+        "SELECT c.item_key FROM feedback f JOIN calls c USING (call_id)"
+        " WHERE f.node = 'team' AND f.metric != 'failure' ORDER BY 1"
     )
     assert [key for (key,) in scored] == [f"t{n}" for n in range(6)]
+    failed = ask("SELECT item_key FROM feedback WHERE node = 'team' AND metric = 'failure' ORDER BY 1")
+    assert [key for (key,) in failed] == ["t1", "t4"]
 
     assert listed(cli) == []
     assert cli.good(*LIST) == "no dead letters of run 'monday'; 2 settled: see --all\n"

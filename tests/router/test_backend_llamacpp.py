@@ -100,7 +100,7 @@ def test_an_engine_that_cannot_serve_says_so_with_each_request(monkeypatch, tmp_
 
 
 def test_the_names_of_backends():
-    assert set(BACKENDS) == {"openai", "llamacpp", "simulated"}
+    assert set(BACKENDS) == {"openai", "llamacpp", "head", "simulated"}
     odd = ModelConfig.model_construct(tier="local", backend="opnai")
     with pytest.raises(UnknownName, match="did you mean 'openai'"):
         make_backend("m", odd)

@@ -1,0 +1,104 @@
+"""Credit: what the score of an item's end result says of each call that the item owes its value to.
+
+Taken is that an end result is right where all answers on its path are. Call *j* was expected to be right with
+``p_j``, and the whole path with ``P = ∏ p``. An end score *s* then says of call *j*:
+
+* the score ``s / (P / p_j)``, what is left of *s* when the others are taken out. Its mean is the quality of
+  call *j* alone, so arms that are compared by it are compared fairly, whatever the other nodes did meanwhile.
+* with the weight ``P·(1 − p_j) / (p_j·(1 − P))``, the part of the information that the end score keeps of
+  what a score of the answer itself would have told (Louis 1982); it is the square of the correlation of the
+  two. A lone call has weight 1, one of three calls of 0.9 each 0.3, and a call that is all but surely right
+  next to nothing.
+
+One step of so much weight towards that score is a step of expectation maximisation, ``posterior − p_j``, over
+the information that is really there (Fisher scoring; Titterington 1984). With the posterior itself as the
+score and the weight 1 a guess would mostly confirm itself, and learn at a rate that falls with the length of
+the path. Of several nodes' qualities the end scores fix the product, and of each node how its arms compare;
+how good the nodes are one by one they leave to the prior, to scores of single answers and to counterfactuals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from chainwax.router.types import CallRef, Feedback, FeedbackKind
+
+__all__ = ["DOUBTED", "FAILED", "LONGEST", "Share", "failure", "shares", "split"]
+
+LONGEST = 100
+"""Calls of a path that a score is shared among: those that came last."""
+
+FAILED = 0.2
+"""Weight of a failure further down, a dead letter or an invalid answer: it may well have other reasons."""
+DOUBTED = 0.05
+"""Weight of a valid answer further down that was not trusted, so that another model was asked."""
+
+_SURE = (0.05, 0.98)
+"""No call is taken to be worse or better than that: a call that is beyond doubt could never be found out."""
+
+
+class Share(NamedTuple):
+    """What an end score says of one call."""
+
+    others: float
+    """What the other calls were expected to get: the end score over it is the call's own."""
+    weight: float
+    """In (0, 1]."""
+
+
+def shares(expected: Sequence[float]) -> list[Share]:
+    """Each call's share; ``expected`` are the scores that the calls were expected to get, in path order.
+
+    >>> [round(share.weight, 2) for share in shares([0.95, 0.6])]
+    [0.07, 0.88]
+    """
+    bounded = [min(max(p, _SURE[0]), _SURE[1]) for p in expected]
+    whole = math.prod(bounded)
+    return [Share(whole / p, whole * (1.0 - p) / (p * (1.0 - whole))) for p in bounded]
+
+
+def failure(
+    path: Sequence[CallRef], source: str, *, weight: float = FAILED, item_key: str = "", time: float = 0.0
+) -> Feedback:
+    """That the node ``source`` failed with what the calls of ``path``, at least one, had answered."""
+    last = path[-1]
+    return Feedback(
+        last.node,
+        0.0,
+        last.call_id,
+        item_key,
+        last.arm,
+        "failure",
+        source,
+        FeedbackKind.failure,
+        time,
+        context=last.context,
+        weight=weight,
+        path=tuple(path[-LONGEST:]),
+    )
+
+
+def split(feedback: Feedback, expected: Callable[[CallRef], float | None]) -> list[Feedback]:
+    """The score of a path as one for each of its calls.
+
+    ``expected`` tells what a call was expected to get, and None of a call that nobody here knows: such a
+    call is left out. The same state gives the same shares, in every process.
+    """
+    known = [(ref, p) for ref in feedback.path[-LONGEST:] if (p := expected(ref)) is not None]
+    return [
+        replace(
+            feedback,
+            node=ref.node,
+            call_id=ref.call_id,
+            arm=ref.arm,
+            context=ref.context,
+            path=(),
+            others=share.others,
+            weight=feedback.weight * share.weight,
+            correction=None,
+        )
+        for (ref, _), share in zip(known, shares([p for _, p in known]), strict=True)
+    ]
