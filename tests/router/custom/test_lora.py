@@ -232,11 +232,11 @@ def test_an_adapter_is_trained_written_and_the_same_for_the_same_seed(base, tmp_
     said, made = [], []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        trainer = make_trainer("lora", {"path": str(base), "steps": 20, "rate": 0.02, "look_every": 5})
+        trainer = make_trainer("lora", {"path": str(base), "steps": 10, "rate": 0.02, "look_every": 5})
         made.append(trainer.fit(dataset(), folder, lambda share, what: said.append((share, what)), LIMITS))
     figures = made[0].figures
     assert figures["loss"] < figures["loss_before"] * 0.9
-    assert 0 < figures["steps"] <= 20
+    assert 0 < figures["steps"] <= 10
     assert figures["examples"] == 22  # the newest tenth says when to stop
     assert said[0][0] == 0.0
     assert any("held_out" in what for _, what in said)
@@ -310,7 +310,8 @@ def test_it_trains_in_a_process_of_its_own(base, tmp_path):
         # It learns for ever, or hangs: who runs it ends it.
         ({"steps": 10_000, "patience": 10_000, "rate": 1e-9}, {"minutes": 0.05}, "longer than its 0.05 minutes"),
         ({}, {"memory_mb": 64}, "MB of"),
-        ({"rate": 0.1, "rank": 256, "steps": 3, "look_every": 1, "alpha": 1e9}, {}, "no step made the adapter better"),
+        # So small a step changes nothing at all.
+        ({"rate": 1e-30, "steps": 2, "look_every": 1}, {}, "no step made the adapter better"),
     ],
 )  # fmt: skip
 def test_a_training_that_goes_wrong_says_why_and_leaves_no_process(base, tmp_path, changes, limits, why):
