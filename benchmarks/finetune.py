@@ -1,10 +1,10 @@
 """A node that writes gets an adapter of the embedded model within the stream: what it is worth and takes.
 
 The node ``fields`` is the demo's: it reads the tickets and writes the product and the order number that they
-are about, as JSON. Its strongest model is *simulated* at the demo's accuracy; the embedded model, SmolLM2-135M,
-is real. People correct each answer, and the trainer ``lora`` makes the node's own model from the recording of
-this very run: the router itself has it trained, proves it and promotes it. Then both are asked the same
-tickets: the base with instructions and examples, the tuned one with the bare ticket.
+are about, as JSON. Its strongest model is *simulated*; the embedded model, SmolLM2-135M, is real. People
+correct each answer, and the trainer ``lora`` makes the node's own model from the recording of this very run:
+the router itself has it trained, proves it and promotes it. Both are asked the same tickets: the base with
+instructions and examples, the tuned one with the bare ticket.
 
 A quarter of the phrases that tickets are made of is kept from the stream. Tickets held out in time come after
 all others and are made of the stream's phrases; unseen ones of the kept phrases alone. An answer matches
