@@ -270,7 +270,7 @@ class NodeModels:
 
         dataset = await asyncio.to_thread(gather)
         self.standing.count += 1
-        limits = Limits(settings.minutes, settings.memory_mb)
+        limits = Limits(settings.minutes, settings.memory_mb, settings.threads)
 
         def progress(share: float, what: str) -> None:
             self.progress = (share, what)
