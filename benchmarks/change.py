@@ -10,8 +10,11 @@ scores come ``--feedback-delay`` items late. Each change is a run of its own, an
 * the model that is used most is withdrawn while calls are in flight on it (``withdraw_model``).
 
 ``drop_left_after`` is the number of items until its share of the last 100 calls is half of what it was;
-``new_used_after`` until the new model has a fifth of the last 100 calls. ``parallel_share_*`` are the shares
-of calls that asked more than one model, before the model got worse and in the 500 calls after.
+``new_used_after`` until the new model has a fifth of the last 100 calls.
+
+``parallel_share_*`` are of the form ``parallel``: of one node that is asked all items, the shares of calls
+that asked more than one model, in the 500 before the model that it uses most got worse and in the 500 after.
+Two answers are taken to say the same there where they were worth the same.
 
     python benchmarks/change.py --recording FILE [--at N] [--target 0.95] [--feedback-delay 50]
 """
@@ -35,6 +38,7 @@ from _contract import report, say
 from chainwax.router import (
     CallResult,
     Feedback,
+    Form,
     FreeText,
     LLMManager,
     ModelConfig,
@@ -51,13 +55,13 @@ WINDOW = 100
 
 
 class Recorded:
-    """Answers with the number of the item; what that answer was worth is in the recording."""
+    """Answers with the item and what the answer was worth: answers that were worth the same are the same."""
 
     simulated = False
     batch_max = 1
 
-    def __init__(self, name: str, rows: list[dict[str, Any]]) -> None:
-        self._name, self._rows = name, rows
+    def __init__(self, name: str, rows: list[dict[str, Any]], worth: Callable[[str, int], float]) -> None:
+        self._name, self._rows, self._worth = name, rows, worth
         self.wait = 0.0
 
     async def start(self) -> int | None:
@@ -67,9 +71,11 @@ class Recorded:
     async def generate(self, request: Request) -> Reply:
         """The recorded outcome's cost, as tokens."""
         await asyncio.sleep(self.wait)
-        row = self._rows[int(request.query.item_key)]
+        number = int(request.query.item_key)
+        row = self._rows[number]
         return Reply(
-            f"{self._name} {row['id']}", Usage(round(row["outcomes"][self._name]["cost_usd"] / UNIT))
+            f"{row['id']}: {self._worth(self._name, number):.3f}",
+            Usage(round(row["outcomes"][self._name]["cost_usd"] / UNIT)),
         )
 
     async def generate_batch(self, requests: Any) -> list[Reply | Exception]:
@@ -114,6 +120,9 @@ class Stream:
         self.models = sorted(models, key=lambda m: -self.cost[m])
         self.at = len(self.rows) // 2 if args.at is None else args.at
         self.args = args
+        drawn = random.Random(args.seed)
+        self.spoiled = [drawn.random() < 0.3 for _ in self.rows]
+        """Of each item, whether the model that gets worse is wrong there."""
 
     def config(self, model: str) -> ModelConfig:
         """Tiers are by price: the dearest is the strongest, the rest is standard, the cheapest local."""
@@ -132,23 +141,30 @@ class Stream:
         models: list[str],
         change: Callable[[LLMManager, dict[str, Recorded]], None] = lambda *_: None,
         worse: str | None = None,
+        form: Form = Form.adaptive,
     ) -> Run:
         """Stream it once; ``change`` is called at the item, and ``worse`` gets worse there."""
+
+        def worth(model: str, number: int) -> float:
+            if model == worse and number >= self.at and self.spoiled[number]:
+                return 0.0
+            return float(self.rows[number]["outcomes"][model]["reward"])
+
         settings = load_settings(
             None,
             run={"recording": "", "seed": self.args.seed},
             defaults={"target": self.args.target},
             models={model: self.config(model).model_dump() for model in models},
         )
-        backends = {model: Recorded(model, self.rows) for model in self.models}
-        drawn = random.Random(self.args.seed)
+        backends = {model: Recorded(model, self.rows, worth) for model in self.models}
         run = Run()
         late: deque[Feedback] = deque()
         with LLMManager(settings, backends={m: backends[m] for m in models}) as manager:
             for number, row in enumerate(self.rows):
                 if number == self.at:
                     change(manager, backends)
-                node = NodeSpec(row["node"], Prompt("{text}"), FreeText(), "change")
+                name = "all" if form is Form.parallel else row["node"]
+                node = NodeSpec(name, Prompt("{text}"), FreeText(), "change", form=form)
                 result = ask(manager, node, row, number)
                 if result.error is not None or result.arm is None:
                     run.errors += 1
@@ -156,13 +172,11 @@ class Stream:
                     run.several.append(False)
                     continue
                 model = result.arm.model
-                reward = row["outcomes"][model]["reward"]
-                if model == worse and number >= self.at and drawn.random() < 0.3:
-                    reward = 0.0
                 run.served.append(model)
                 run.several.append(len({a.arm.key for a in result.attempts}) > 1)
+                reward = worth(model, number)
                 late.append(
-                    Feedback(row["node"], reward, result.call_id, str(number), model, context=result.context)
+                    Feedback(name, reward, result.call_id, str(number), model, context=result.context)
                 )
                 if len(late) > self.args.feedback_delay:
                     manager.feedback([late.popleft()])
@@ -241,10 +255,10 @@ def main() -> None:
     at, figures = stream.at, {}
     say(f"{len(stream.rows)} items; the change comes at {at}")
     plain = stream.run(stream.models)
-    used = Counter(plain.served[at - WINDOW * 3 : at])
+    used = Counter(plain.served[max(at - WINDOW * 3, 0) : at])
     others = [model for model, _ in used.most_common() if model != stream.models[0]]
     model = others[0] if others else stream.models[-1]
-    share = used[model] / (WINDOW * 3)
+    share = used[model] / used.total()
     say(f"before it: {dict(used)}")
     worse = stream.run(stream.models, worse=model)
     left = worse.until(at, lambda last: last.count(model) / WINDOW <= share / 2)
@@ -272,8 +286,11 @@ def main() -> None:
     figures["new_used_after"] = came
     if came is None:
         figures["new_used_after_why"] = f"'{new}' never had a fifth of the last {WINDOW} calls"
-    stable = plain.several[at - 500 : at] or plain.several[:at]
-    after = worse.several[at : at + 500]
+    settled = stream.run(stream.models, form=Form.parallel)
+    mainly = Counter(settled.served[max(at - WINDOW * 3, 0) : at]).most_common(1)[0][0]
+    shaken = stream.run(stream.models, worse=mainly, form=Form.parallel)
+    stable, after = settled.several[max(at - 500, 0) : at], shaken.several[at : at + 500]
+    say(f"in parallel: '{mainly}' is used most, and gets worse")
     report(
         "change",
         simulated=[],

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     backends = {name: Simulated(dict(zip(texts, said, strict=True))) for name, said in answers.items()}
     spec = NodeSpec("headline", Prompt("{text}"), Choice(sorted(set(labels))), "headlines", "choose")
     right: list[bool] = []
-    arms: dict[str, int] = {}
+    asked: list[str] = []
     late: deque[Feedback] = deque()
     promoted: list[int] = []
     with LLMManager(settings, backends=backends) as manager:
@@ -169,8 +169,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if result.error is not None:
                 raise result.error
             right.append(result.value == label)
-            model = result.arm.model
-            arms[model] = arms.get(model, 0) + 1
+            asked.append(result.arm.model)
             late.append(
                 Feedback(
                     "headline", float(right[-1]), result.call_id, str(number), result.arm.key,
@@ -181,7 +180,6 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 say(f"item {number + 1}: {np.mean(right):.4f} right, {np.mean(right[-500:]):.4f} lately")
         manager.settle()
         spent = face.router.stats.spent
-    own = sum(count for model, count in arms.items() if model not in MODELS)
     return {
         "items": len(right),
         "accuracy": float(np.mean(right)),
@@ -190,9 +188,15 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "promoted_at": promoted[0] if promoted else None,
         **({} if promoted else {"promoted_at_why": "no model was proved within the stream"}),
         "promotions": len(promoted),
-        "own_model_share": own / len(right),
-        "strongest_share": arms.get("strong", 0) / len(right),
+        "own_model_share": own_share(asked),
+        "own_model_share_second_half": own_share(asked[len(asked) // 2 :]),
+        "strongest_share": asked.count("strong") / len(asked),
     }
+
+
+def own_share(asked: list[str]) -> float:
+    """The share of the node's own models."""
+    return sum(model not in MODELS for model in asked) / len(asked)
 
 
 def main() -> None:

@@ -227,6 +227,8 @@ class CustomConfig(_Section):
     """What one training may take."""
     memory_mb: int = Field(default=4096, ge=64)
     """What one training may take."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of the processor that one training computes with, at low priority."""
     keep: int = Field(default=5, ge=1)
     """Models of a node whose files are kept, besides the one that serves and its parent."""
 

@@ -31,7 +31,7 @@ from chainwax.router.learning.context import decode, read
 from chainwax.router.learning.drift import Drift
 from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.learning.packed import generator, resume
-from chainwax.router.policies import POLICIES, Plan, Policy, Remembering, Watching
+from chainwax.router.policies import POLICIES, Learning, Plan, Policy, Remembering, Watching
 from chainwax.router.purse import Purse
 from chainwax.router.recorder import LLMInterfaceRecorder, wilson
 from chainwax.router.recording import RecordedCall, Recording
@@ -63,7 +63,7 @@ _DOUBTED = 0.1
 """Share of the calls at which the policy still chooses while all scores are 0: so that it is noticed when
 they are not any more."""
 _LEARNING = (Form.adaptive, Form.switched)
-"""Forms that choose by the scores."""
+"""Forms that choose by the scores, and need them."""
 _UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
 """Scores of answers that were not used, or that say nothing of being right."""
 _NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
@@ -221,7 +221,7 @@ class LLMRouter:
             self._tell(self.doubts.scored(feedback.score))
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
-        if feedback.kind not in _UNUSED and isinstance(self.policy, Watching):
+        if feedback.kind not in _UNUSED and isinstance(self.policy, Learning):
             self.policy.learn(feedback, None if earlier is None else earlier.learned)
 
     def expected(self, arm: str, context: str = "") -> float | None:
@@ -406,10 +406,14 @@ class LLMRouter:
     def _certified_plan(self, query: Query, arms: Sequence[ArmState]) -> Plan:
         """The policy's plan, paired with the strongest now and then; the strongest alone where it must be."""
         certificate = self.certificate
-        if self.doubts.all_zero and self.node.form in _LEARNING and self._random.random() >= _DOUBTED:
+        chooses = self.node.form is not Form.direct
+        if self.doubts.all_zero and chooses and self._random.random() >= _DOUBTED:
             # No model is better than another by such scores, and the cheapest is not therefore good enough.
             return Plan(arms, 1.0 - _DOUBTED)
         plan = self.policy.plan(query, arms)
+        if plan.news is not None:
+            kind, why = plan.news
+            self._announce(Decision(kind, self.node.id, {"why": why}))
         if certificate is None or not self.node.certify or arms[0] is not self.stats.arms[0]:
             return plan
         if certificate.serves(plan.arms[0].key):

@@ -175,7 +175,7 @@ class NodeSpec:
     target: float = 0.99
     """Least quality, as a share of the strongest model's."""
     worth: float | None = None
-    """Dollars for a point of quality, in place of the target; for the form ``switched``."""
+    """Dollars for a point of quality, in place of the target; for the forms ``switched`` and ``adaptive``."""
     pace: float | None = None
     """Dollars that a call may cost on average, in place of the target; for the form ``adaptive``."""
     flow_target: float | None = None

@@ -29,6 +29,7 @@ from chainwax.router.custom.work import train_apart
 from chainwax.router.errors import AnswerInvalid, ChainwaxError, ConfigError, TrainerFailed
 from chainwax.router.instance import LLMInstance
 from chainwax.router.recording.training import labelled_calls
+from chainwax.router.rules import allowed
 from chainwax.router.types import CallResult, Decision, Feedback, FeedbackKind, Query
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ class NodeModels:
         card.verify(folder)
         trainer = make_trainer(card.trainer, self._manager.settings.trainers.get(card.trainer))
         served = trainer.serve(name, Trained.load(folder), self._manager.settings.models)
+        # The rules may be stricter now than when it was made, and the shadow sees the node's text too.
+        if not allowed(self.node.rules, name, served.config):
+            raise ConfigError(f"node '{self.node.id}': its allow and deny do not let it ask '{name}'")
         return card, served
 
     def _serve(self, name: str) -> Card:
@@ -266,7 +270,7 @@ class NodeModels:
 
         dataset = await asyncio.to_thread(gather)
         self.standing.count += 1
-        limits = Limits(settings.minutes, settings.memory_mb)
+        limits = Limits(settings.minutes, settings.memory_mb, settings.threads)
 
         def progress(share: float, what: str) -> None:
             self.progress = (share, what)
@@ -480,6 +484,7 @@ class Lifecycle:
         self._manager = manager
         self.nodes: dict[str, NodeModels] = {}
         self._task: asyncio.Task[None] | None = None
+        self._coming: set[asyncio.Task[Any] | None] = set()
 
     async def begin(self) -> None:
         """Serve what was promoted before, and look after it from now on."""
@@ -489,10 +494,16 @@ class Lifecycle:
 
     async def registered(self, interface: LLMInterface) -> None:
         """A node is there."""
-        if interface.node.id not in self.nodes:
-            own = self.nodes[interface.node.id] = NodeModels(self._manager, interface)
+        if interface.node.id in self.nodes:
+            return
+        own = self.nodes[interface.node.id] = NodeModels(self._manager, interface)
+        task = asyncio.current_task()
+        self._coming.add(task)
+        try:
             await own.take_up()
             await own.count()
+        finally:
+            self._coming.discard(task)
 
     def answered(self, query: Query, result: CallResult) -> None:
         """A call has been answered."""
@@ -515,6 +526,7 @@ class Lifecycle:
         """Stop all trainings."""
         if self._task is not None:
             self._task.cancel()
+        await asyncio.gather(*filter(None, self._coming), return_exceptions=True)
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
 
     async def _look_after(self) -> None:

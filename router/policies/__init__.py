@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chainwax.router.policies.adaptive import Adaptive
-from chainwax.router.policies.base import Plan, Policy, PolicyMaker, Remembering, Watching
+from chainwax.router.policies.base import Learning, Plan, Policy, PolicyMaker, Remembering, Watching
 from chainwax.router.policies.direct import Direct
 from chainwax.router.policies.parallel import Parallel
 from chainwax.router.policies.switched import Switched
@@ -13,6 +13,7 @@ __all__ = [
     "POLICIES",
     "Adaptive",
     "Direct",
+    "Learning",
     "Parallel",
     "Plan",
     "Policy",

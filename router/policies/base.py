@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.types import Attempt, Feedback, NodeSpec, Query
 
-__all__ = ["Plan", "Policy", "Remembering", "Watching"]
+__all__ = ["Learning", "Plan", "Policy", "Remembering", "Watching"]
 
 
 @dataclass(slots=True)
@@ -36,6 +36,8 @@ class Plan:
     same."""
     paired: bool = False
     """The strongest is asked too, and a coin may serve its answer: for the node's certificate."""
+    news: tuple[str, str] | None = None
+    """A decision to announce: its kind, and why. The policy goes another way from this call on."""
 
 
 class Policy(Protocol):
@@ -58,8 +60,17 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class Watching(Policy, Protocol):
-    """A policy that looks at an answer before it is served, and learns call by call."""
+class Learning(Policy, Protocol):
+    """A policy that learns call by call."""
+
+    def learn(self, feedback: Feedback, earlier: float | None) -> None:
+        """A score of a used answer has come; ``earlier`` is what the same source said before."""
+        ...
+
+
+@runtime_checkable
+class Watching(Learning, Protocol):
+    """A policy that looks at an answer before it is served."""
 
     def escalate(
         self, query: Query, plan: Plan, state: ArmState, attempt: Attempt, value: Any
@@ -69,10 +80,6 @@ class Watching(Policy, Protocol):
         Called where the plan is ``watched``; what is said where that arm is not left is not heard. It may set
         ``attempt.propensity`` and the plan's to the chances of what it decided.
         """
-        ...
-
-    def learn(self, feedback: Feedback, earlier: float | None) -> None:
-        """A score of a used answer has come; ``earlier`` is what the same source said before."""
         ...
 
 

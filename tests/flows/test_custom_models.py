@@ -13,6 +13,7 @@ from chainwax.flows.cli import app
 from chainwax.flows.load import load_flow
 from chainwax.flows.testing import TestModel, run_flow
 from chainwax.router import ChainwaxError, load_settings
+from chainwax.router.custom.loopback import LoopbackProvider
 
 pytest.importorskip("sklearn")
 FLOW = """
@@ -82,6 +83,68 @@ def test_the_whole_life_by_hand(desk):
         kinds = [k for (k,) in db.execute("SELECT decision_kind FROM decisions WHERE node = 'team'")]
     assert kinds.count("custom_promoted") == 2
     assert kinds.count("custom_taken_back") == 1
+
+
+PROVIDER = """
+[trainers.provider]
+url = "{url}"
+model = "gpt-4o-mini-2024-07-18"
+provider = "them"
+key_env = "DESK_KEY"
+poll_seconds = 0.01
+training_cost_per_token = 3e-6
+input_cost_per_token = 1e-9
+output_cost_per_token = 1e-9
+[nodes.team]
+target = 0.4
+"""
+
+
+@pytest.fixture
+def provider(desk, monkeypatch):
+    monkeypatch.setenv("DESK_KEY", "sk-of-the-desk-0123456789")
+    with LoopbackProvider(key="sk-of-the-desk-0123456789") as server:
+        (desk / "chainwax.toml").write_text(CONFIG + PROVIDER.format(url=server.url), encoding="utf-8")
+        yield server
+
+
+def test_a_providers_model_is_trained_promoted_asked_and_taken_back(desk, provider):
+    made = json.loads(call("train", "desk.py", "team", "--trainer", "provider", "--json"))
+    # The tuned model gives the commonest answer to what it was never shown: half of them are right.
+    assert (made["what"], made["model"]) == ("custom_trained", "team-1"), made
+    (job,) = provider.jobs.values()
+    assert job.fields["status"] == "succeeded"
+    assert provider.files == {}  # what was uploaded is away again
+    promoted = json.loads(call("promote", "desk.py", "team", "--json"))
+    assert (promoted["what"], promoted["model"]) == ("custom_promoted", "team-1")
+    (card,) = json.loads(call("history", "desk.py", "team", "--json"))["models"]
+    assert card["trainer"] == "provider"
+    assert card["price"]["training_usd"] == pytest.approx(3e-6 * job.fields["trained_tokens"])
+    before = len(asked(provider))
+    items = [{"text": f"later {n} about a crash", "right": "technical"} for n in range(60)]
+    big = TestModel("technical")
+    out = run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    assert out.snapshot["interfaces"]["team"]["router"]["arms"]["team-1"]["asked"] > 0
+    assert len(asked(provider)) > before
+    call("rollback", "desk.py", "team", "--why", "dear")
+    before = len(asked(provider))
+    run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    assert len(asked(provider)) == before
+    for file in desk.rglob("*"):
+        assert not file.is_file() or b"sk-of-the-desk" not in file.read_bytes()
+
+
+def asked(provider):
+    return [seen for seen in provider.seen if seen.path.endswith("/chat/completions")]
+
+
+def test_no_text_goes_to_a_provider_that_the_node_denies(desk, provider):
+    with (desk / "chainwax.toml").open("a", encoding="utf-8") as file:
+        file.write('deny = ["provider:them"]\n')
+    said = json.loads(call("train", "desk.py", "team", "--trainer", "provider", "--json"))
+    assert said["what"] == "custom_not_trained"
+    assert "do not let a custom model be trained on provider:them" in said["why"]
+    assert provider.seen == []
 
 
 def test_mistakes_are_told(desk):

@@ -78,18 +78,22 @@ class _Rows:
 
 
 def pack(examples: Sequence[Tokens], rows: int, length: int) -> Iterator[_Rows]:
-    """Put whole examples, in order, into rows, and so many rows together; longer ones must not be there."""
+    """Put whole examples into rows, each into the first that has room for it, and so many rows together.
+
+    An answer has at most half a row; examples that do not fit into an empty row must not be there.
+    """
     room = length // 2
-    filled: list[list[Tokens]] = [[]]
+    filled: list[list[Tokens]] = [[] for _ in range(rows)]
     for prompt, answer in examples:
-        used = sum(len(p) + len(a) for p, a in filled[-1])
-        answers = sum(len(a) for _, a in filled[-1])
-        if used + len(prompt) + len(answer) > length or answers + len(answer) > room:
-            if len(filled) == rows:
-                yield _packed(filled, rows, length, room)
-                filled = []
-            filled.append([])
-        filled[-1].append((prompt, answer))
+        for row in filled:
+            used = sum(len(p) + len(a) for p, a in row)
+            answers = sum(len(a) for _, a in row)
+            if used + len(prompt) + len(answer) <= length and answers + len(answer) <= room:
+                row.append((prompt, answer))
+                break
+        else:
+            yield _packed(filled, rows, length, room)
+            filled = [[(prompt, answer)], *([] for _ in range(rows - 1))]
     if filled[0]:
         yield _packed(filled, rows, length, room)
 

