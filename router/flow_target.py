@@ -24,6 +24,8 @@ __all__ = ["FlowTarget"]
 
 _EVERY = 25
 """End scores between two splits."""
+_LEAST = 1e-4
+"""Of its strongest's quality a node is taken to lose so much at least, in logarithms."""
 
 
 class FlowTarget:
@@ -76,13 +78,16 @@ class FlowTarget:
         }
         if not share:
             return
-        equal = math.log(self.target) / sum(share.values())
+        given = -math.log(self.target)
         bought = {node: _bought(self._interfaces[node]) for node in share}
-        wished = {node: equal if got is None else math.log(got) for node, got in bought.items()}
-        # What was bought adds up to somewhat more or less than the target: each makes up for its part.
-        lacking = math.log(self.target) - sum(share[node] * wished[node] for node in share)
-        for node, got in wished.items():
-            self._targets[node] = min(math.exp(got + lacking / sum(share.values())), 1.0)
+        lost = {
+            node: given / sum(share.values()) if got is None else max(-math.log(got), _LEAST)
+            for node, got in bought.items()
+        }
+        # What was bought comes to somewhat more or less than the target: all make up for it in proportion.
+        scale = given / sum(share[node] * one for node, one in lost.items())
+        for node, one in lost.items():
+            self._targets[node] = math.exp(-scale * one)
 
     def _aim(self) -> None:
         for node, interface in self._sharing():
