@@ -152,7 +152,8 @@ class Adaptive:
         shared.note(places, drawn / unit, mean / unit, cost, wanted)
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
-        known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
+        seen = self._seen if self._shares else shared.calls
+        known = seen >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
         return shared.for_target(fallback) * self._own_factor()
 
