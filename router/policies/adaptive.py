@@ -152,8 +152,9 @@ class Adaptive:
         shared.note(places, drawn / unit, mean / unit, cost, wanted)
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
-        seen = self._seen if self._shares else shared.calls
-        known = seen >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
+        if self._shares and self._stats.arms[0].asked < FIRST:
+            return math.inf  # what the strongest is worth at this node no other node's calls can tell
+        known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
         return shared.for_target(fallback) * self._own_factor()
 
