@@ -97,7 +97,7 @@ def test_it_writes_conversations_runs_the_command_and_keeps_what_it_left(tmp_pat
         ("sys.exit('no such GPU')", 1.0, r"ended with 1: no such GPU \(in .*train_lora\.log\)"),
         ("time.sleep(60)", 0.02, "not done within the minutes"),
         ("", 1.0, r"adapter_config\.json is not there"),
-        (LEAVES + "(folder / 'adapter' / 'adapter_model.safetensors').unlink()", 1.0, "safetensors is not there"),
+        (LEAVES + f"(folder / 'adapter' / '{FILES[1]}').unlink()", 1.0, "safetensors is not there"),
     ],
 )  # fmt: skip
 def test_a_command_that_goes_wrong_says_why(tmp_path, code, minutes, why):
