@@ -10,7 +10,7 @@ A quarter of the phrases that tickets are made of is kept from the stream. Ticke
 all others and are made of the stream's phrases; unseen ones of the kept phrases alone. An answer matches
 where both fields are right.
 
-    python benchmarks/finetune.py [--items 450] [--asked 100] [--steps 40] [--threads 2] [--seed 1]
+    python benchmarks/finetune.py [--items 450] [--asked 60] [--steps 40] [--threads 2] [--seed 1]
 """
 
 from __future__ import annotations
@@ -403,7 +403,7 @@ def main() -> None:
         "--most", type=int, default=600, help="tickets after it, at most, to prove the model on"
     )
     parser.add_argument(
-        "--asked", type=int, default=100, help="tickets that both models are asked, of each kind"
+        "--asked", type=int, default=60, help="tickets that both models are asked, of each kind"
     )
     parser.add_argument("--steps", type=int, default=40, help="of the training, at most")
     parser.add_argument("--minutes", type=float, default=20.0, help="that the training may take")

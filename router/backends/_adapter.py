@@ -58,9 +58,10 @@ class Bare:
 
 def bare_of(adapter: Header) -> Bare | None:
     """How an adapter wants to be asked; None for one of another maker, which is asked as its base is."""
-    if BEFORE_KEY not in adapter.values:
+    if BASE_KEY not in adapter.values:
         return None
-    return Bare(str(adapter.values[BEFORE_KEY]), str(adapter.values.get(AFTER_KEY, "")))
+    # The library that writes the file leaves out texts that are empty.
+    return Bare(str(adapter.values.get(BEFORE_KEY, "")), str(adapter.values.get(AFTER_KEY, "")))
 
 
 def check_adapter(path: Path, base: Path) -> Header:

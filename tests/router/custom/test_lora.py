@@ -163,6 +163,8 @@ def test_an_adapter_of_another_base_and_files_that_are_none_are_refused(base, tm
     other = write_tiny(tmp_path / "other.gguf", seed=1)
     write_adapter(path, pairs(), alpha=8.0, base=other, bare=Bare("a ", " z"))
     assert bare_of(check_adapter(path, other)) == Bare("a ", " z")
+    write_adapter(tmp_path / "all.gguf", pairs(), alpha=8.0, base=base, bare=Bare())
+    assert bare_of(check_adapter(tmp_path / "all.gguf", base)) == Bare()
     assert bare_of(check_adapter(written(tmp_path / "foreign.gguf"), base)) is None
     with pytest.raises(ConfigError, match=r"made for another base than tiny.gguf: adapter for other.gguf"):
         check_adapter(path, base)
