@@ -245,6 +245,8 @@ def _tables(db: sqlite3.Connection) -> set[str]:
 def _check(db: sqlite3.Connection, path: Path) -> None:
     tables = _tables(db)
     row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() if "meta" in tables else None
+    if not tables:  # a run makes the file first, and the tables in one transaction after that
+        raise RecordingError(f"the recording '{path}' is empty: nothing has been recorded in it yet")
     if row is None or not str(row[0]).isdecimal():
         raise RecordingError(f"'{path}' is a database, but no recording")
     if int(row[0]) > SCHEMA_VERSION:
