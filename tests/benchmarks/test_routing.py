@@ -108,10 +108,12 @@ def two_nodes(items: int = 300) -> Recorded:
 def test_all_that_is_asked_is_paid_and_the_shares_are_right() -> None:
     recorded = two_nodes()
     ledger = stream(recorded, settings_for(recorded, 0, {"form": "parallel"}))
-    assert ledger.gained.sum() == 300
-    asked_small = ledger.asked["small"]
-    assert ledger.asked["large"].all()
-    assert ledger.paid == pytest.approx(0.1 + 0.001 * asked_small)
+    assert ledger.gained.sum() >= 290  # alone, the small one is tried at the hard node
+    asked = ledger.asked
+    both = asked["large"] & asked["small"]
+    assert both[:60].all()  # until it is settled who will do at either node
+    assert not both[-100:].any()
+    assert ledger.paid == pytest.approx(0.1 * asked["large"] + 0.001 * asked["small"])
 
 
 @pytest.mark.parametrize("form", ["adaptive", "switched"])

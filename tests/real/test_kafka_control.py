@@ -87,8 +87,7 @@ def answered(folder, name):
         return []
     try:
         reader = RecordingReader(folder / f"{name}.db")
-    except RecordingError as error:
-        assert "nothing has been recorded in it yet" in str(error)
+    except RecordingError:  # the file is there, its tables are not yet
         return []
     try:
         return [arm for (arm,) in reader._all("SELECT arm FROM calls ORDER BY rowid", ())]
