@@ -32,6 +32,8 @@ seed = 1
 tier = "strongest"
 url = "http://127.0.0.1:9/v1"
 model = "-"
+input_cost_per_token = 1e-6
+output_cost_per_token = 1e-6
 [custom]
 folder = "models"
 least = 50
@@ -121,8 +123,9 @@ def test_a_providers_model_is_trained_promoted_asked_and_taken_back(desk, provid
     assert card["trainer"] == "provider"
     assert card["price"]["training_usd"] == pytest.approx(3e-6 * job.fields["trained_tokens"])
     before = len(asked(provider))
-    items = [{"text": f"later {n} about a crash", "right": "technical"} for n in range(60)]
-    big = TestModel("technical")
+    # Right by the tuned model, or the watch over it takes it back before the hand does.
+    items = [{"text": f"later {n} about an invoice", "right": "billing"} for n in range(60)]
+    big = TestModel("billing")
     out = run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
     assert out.snapshot["interfaces"]["team"]["router"]["arms"]["team-1"]["asked"] > 0
     assert len(asked(provider)) > before
