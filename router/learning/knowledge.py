@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from chainwax.router.learning.context import PLACES
 from chainwax.router.learning.packed import pack, unpack
+from chainwax.router.learning.pooled import Pooled
 from chainwax.router.learning.price import Price
+from chainwax.router.learning.probation import Probation
 from chainwax.router.types import Tier
 
 __all__ = ["Knowledge", "NodeKnowledge"]
@@ -31,7 +33,7 @@ _LEVEL = (1.7, 1.0)
 """Mean and variance of the log-odds of a score, before the first."""
 _TIERS = {
     Tier.strongest: (0.0, 0.02),
-    Tier.standard: (-0.18, 0.1),
+    Tier.standard: (0.05, 0.3),
     Tier.local: (-0.8, 0.4),
     Tier.custom: (-0.8, 0.4),
 }
@@ -51,14 +53,13 @@ _PSEUDO = 3.0
 
 
 class NodeKnowledge:
-    """One node's own terms: ``mean`` and ``var``, shape (arms + 1,), the node's level first."""
+    """One node's own terms: its level and the arms' differences there."""
 
-    __slots__ = ("answers", "factor", "mean", "var")
+    __slots__ = ("answers", "factor", "terms")
 
     def __init__(self, arms: int) -> None:
-        self.mean: NDArray[np.float64] = np.zeros(arms + 1)
-        self.var: NDArray[np.float64] = np.full(arms + 1, _NODE_ARM)
-        self.var[0] = _NODE
+        self.terms = Pooled((0.0, _NODE))
+        self.terms.add(0.0, _NODE_ARM, arms)
         self.factor = 0.0
         """Sum over its answers of what they cost, in mean costs of their arms."""
         self.answers = 0
@@ -70,11 +71,11 @@ class Knowledge:
     def __init__(self) -> None:
         self.arms: dict[str, int] = {}
         """By key: the arm's column."""
-        self.mean: NDArray[np.float64] = np.array([_LEVEL[0]])
-        self.var: NDArray[np.float64] = np.array([_LEVEL[1]])
+        self.terms = Pooled(_LEVEL)
         self.words: NDArray[np.float64] = np.zeros((PLACES, 1))
         self.words_var: NDArray[np.float64] = np.full((PLACES, 1), _WORD)
         self.nodes: dict[str, NodeKnowledge] = {}
+        self.probation = Probation()
         self._prices: dict[str, Price] = {}
         self.paid: NDArray[np.float64] = np.zeros(1)
         """Dollars by column, at today's prices."""
@@ -87,7 +88,7 @@ class Knowledge:
         if place is None:
             place = self.arms[key] = len(self.arms) + 1
             mean, var = _TIERS[tier]
-            self.mean, self.var = np.append(self.mean, mean), np.append(self.var, var)
+            self.terms.add(mean, var)
             self.words = np.pad(self.words, ((0, 0), (0, 1)))
             self.words_var = np.pad(self.words_var, ((0, 0), (0, 1)), constant_values=_WORD_ARM)
             self.paid, self.priced = np.append(self.paid, 0.0), np.append(self.priced, 0.0)
@@ -98,10 +99,9 @@ class Knowledge:
         known = self.nodes.get(node)
         if known is None:
             known = self.nodes[node] = NodeKnowledge(len(self.arms))
-        lacking = len(self.arms) + 1 - len(known.mean)
+        lacking = len(self.arms) + 1 - len(known.terms)
         if lacking:
-            known.mean = np.append(known.mean, np.zeros(lacking))
-            known.var = np.append(known.var, np.full(lacking, _NODE_ARM))
+            known.terms.add(0.0, _NODE_ARM, lacking)
         return known
 
     def price(self, wish: str) -> Price:
@@ -117,17 +117,20 @@ class Knowledge:
         ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is
         expected to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
         """
-        own = self.node(node)
-        mean, var = self.mean + own.mean, self.var + own.var
+        own = self.node(node).terms
+        mean, var = self.terms.mean + own.mean, self.terms.variance() + own.variance()
+        doubt = self.terms.own + own.own
         level = mean[0]
         if len(words):
             scale = 1.0 / math.sqrt(len(words))
             mean += scale * self.words[words].sum(axis=0)
-            var += (scale * scale) * self.words_var[words].sum(axis=0)
             level = mean[0]
+            unsure = (scale * scale) * self.words_var[words].sum(axis=0)
+            doubt += unsure
+            var += unsure + unsure[0]
         mean += level
-        mean /= np.sqrt(1.0 + _MACKAY * (var + var[0]))
-        return 1.0 / (1.0 + np.exp(-mean)), var
+        mean /= np.sqrt(1.0 + _MACKAY * var)
+        return 1.0 / (1.0 + np.exp(-mean)), doubt
 
     def expected(self, node: str, place: int, words: NDArray[np.intp]) -> float:
         """The score to expect of one arm's answer."""
@@ -137,49 +140,44 @@ class Knowledge:
         self, node: str, place: int, words: NDArray[np.intp], score: float, weight: float = 1.0
     ) -> float:
         """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected."""
-        own = self.node(node)
-        both = np.array((0, place))
+        own = self.node(node).terms
+        odds = self.terms.mean[0] + self.terms.mean[place] + own.mean[0] + own.mean[place]
+        common, here = self.terms.variance_of(place), own.variance_of(place)
         count = len(words)
-        odds = self.mean[0] + self.mean[place] + own.mean[0] + own.mean[place]
-        doubt = self.var[0] + self.var[place] + own.var[0] + own.var[place]
+        said = 0.0
         if count:
             scale = 1.0 / math.sqrt(count)
-            at = np.ix_(words, both)
+            at = np.ix_(words, np.array((0, place)))
             weights, variances = self.words[at], self.words_var[at]
             odds += scale * weights.sum()
-            doubt += variances.sum() / count
+            said = float(variances.sum()) / count
         guess = _sigmoid(float(odds))
         curve = weight * max(guess * (1.0 - guess), _CURVE)
-        step = curve / (1.0 + curve * doubt)
-        move = weight * (score - guess) / (1.0 + curve * doubt)
-        for mean, var in ((self.mean, self.var), (own.mean, own.var)):
-            for one in both:
-                mean[one] += var[one] * move
-                var[one] *= 1.0 - var[one] * step
+        doubt = 1.0 + curve * (common + here + said)
+        move = weight * (score - guess) / doubt
+        self.terms.learn(place, move, curve / (doubt - curve * common))
+        own.learn(place, move, curve / (doubt - curve * here))
         if count:
             self.words[at] = weights + variances * (scale * move)
-            self.words_var[at] = variances * (1.0 - variances * (step / count))
+            self.words_var[at] = variances * (1.0 - variances * (curve / (doubt * count)))
         return guess
 
     def revise(self, node: str, place: int, words: NDArray[np.intp], by: float) -> None:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
-        own = self.node(node)
-        both = np.array((0, place))
-        doubt = self.var[0] + self.var[place] + own.var[0] + own.var[place]
-        at = np.ix_(words, both)
+        own = self.node(node).terms
+        doubt = self.terms.variance_of(place) + own.variance_of(place)
+        at = np.ix_(words, np.array((0, place)))
         if len(words):
             doubt += self.words_var[at].sum() / len(words)
-        move = by / (1.0 + _CURVE * doubt)
-        for mean, var in ((self.mean, self.var), (own.mean, own.var)):
-            for one in both:
-                mean[one] += var[one] * move
+        move = float(by / (1.0 + _CURVE * doubt))
+        self.terms.shift(place, move)
+        own.shift(place, move)
         if len(words):
             self.words[at] += self.words_var[at] * (move / math.sqrt(len(words)))
 
     def forget(self, node: str, place: int) -> None:
         """Be as unsure of an arm at a node as before its first score, for it has changed."""
-        own = self.node(node)
-        own.var[place] = max(own.var[place], _CHANGED)
+        self.node(node).terms.forget(place, _CHANGED)
 
     # -- costs ----------------------------------------------------------------------------------
 
@@ -215,10 +213,12 @@ class Knowledge:
         """All of it, JSON-ready, to the last bit."""
         return {
             "arms": list(self.arms),
-            "common": [pack(self.mean), pack(self.var), pack(self.paid), pack(self.priced)],
+            "common": self.terms.state(),
+            "probation": self.probation.state(),
+            "costs": [pack(self.paid), pack(self.priced)],
             "words": [pack(self.words), pack(self.words_var)],
             "nodes": {
-                node: [pack(own.mean), pack(own.var), own.factor, own.answers]
+                node: [own.terms.state(), own.factor, own.answers]
                 for node, own in self.nodes.items()
             },
             "prices": {wish: price.state() for wish, price in self._prices.items()},
@@ -230,13 +230,13 @@ class Knowledge:
         for key in saved:
             self.add(key, tiers.get(key, Tier.standard))
         to = np.array([0, *(self.arms[key] for key in saved)])
-        for name, packed in zip(("mean", "var", "paid", "priced"), state["common"], strict=True):
-            getattr(self, name)[to] = unpack(packed)
+        self.terms.restore(state["common"], to)
+        self.probation.restore(state["probation"])
+        self.paid[to], self.priced[to] = (unpack(packed) for packed in state["costs"])
         self.words[:, to], self.words_var[:, to] = (unpack(packed) for packed in state["words"])
-        for node, (mean, var, factor, answers) in state["nodes"].items():
+        for node, (terms, factor, answers) in state["nodes"].items():
             own = self.node(node)
-            known = unpack(mean)
-            own.mean[to[: len(known)]], own.var[to[: len(known)]] = known, unpack(var)
+            own.terms.restore(terms, to)
             own.factor, own.answers = factor, answers
         for wish, known in state["prices"].items():
             self.price(wish).restore(known, to)

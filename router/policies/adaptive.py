@@ -39,6 +39,10 @@ _DRAWS = 512
 """Numbers drawn for one call: for each arm as many as that makes, at least sixteen."""
 _DEAR = 100.0
 """What a point is worth before anything is known, in costs of the strongest: quality first."""
+_GIVEN = 0.01
+"""All that a target lets be lost is worth at least this share of what the strongest costs. A model that is
+hardly cheaper than the next and much worse saves next to nothing, and would spend what others could save by.
+"""
 _STEP = 1.0
 """How quickly a node's own factor of the price moves: by so much of what a call falls short."""
 _MOST = 3.0
@@ -71,9 +75,9 @@ class Adaptive:
         if self.node.worth is not None:
             return self.node.worth
         value = self._price().value
-        if not value:
-            value = _dear(float(self._stats.costs()[self._stats.arms[0].place]))
-        return value * self._own_factor()
+        cost = float(self._stats.costs()[self._stats.arms[0].place])
+        price = (value or _dear(cost)) * self._own_factor()
+        return max(price, self._least(self._strongest, cost)) if self._has_target else price
 
     @property
     def bought(self) -> float | None:
@@ -100,6 +104,12 @@ class Adaptive:
         worth = drawn - cost / price
         best = worth.argmax(axis=1)
         chosen = int(best[0])
+        chance = float(np.count_nonzero(best == chosen)) / rows
+        if self._has_target and not self._knowledge.probation.over:
+            if not self._knowledge.probation.call():
+                chosen, chance = 0, 1.0
+            elif chosen:
+                self._knowledge.probation.asked()
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
@@ -107,7 +117,6 @@ class Adaptive:
             if self.node.pace is None and not self._shares:
                 short = self.node.target * mean[0] - mean[chosen]
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
-        chance = float(np.count_nonzero(best == chosen)) / rows
         return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
 
     def choice(self) -> str | None:
@@ -156,7 +165,17 @@ class Adaptive:
             return math.inf  # what the strongest is worth at this node no other node's calls can tell
         known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
-        return shared.for_target(fallback) * self._own_factor()
+        price = shared.for_target(fallback) * self._own_factor()
+        return max(price, self._least(float(mean[0]), float(cost[0])))
+
+    def _least(self, strongest: float, cost: float) -> float:
+        """The price at which all that the target lets be lost would go for next to nothing."""
+        return _GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3)
+
+    @property
+    def _has_target(self) -> bool:
+        """Whether it is a target that the node keeps."""
+        return self.node.worth is None and self.node.pace is None
 
     @property
     def _shares(self) -> bool:

@@ -1,0 +1,64 @@
+"""How many calls arms that are cheaper than the strongest may answer before their scores are there.
+
+A score comes late. Until the first have come, all that speaks for a cheaper arm is its tier, and a stream
+would be half over before it is known that its tier was wrong. So few answers may be open at first, and more
+with every score that is about as good as the strongest's would have been: of good arms the number grows
+severalfold within the time that a score takes, of bad ones hardly (a budget for exploring, kept as in
+conservative bandits: Wu et al. 2016).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Probation"]
+
+_FREE = 3.0
+"""Answers that may be open before anything is known."""
+_MORE = 8.0
+"""How many more for a score as good as the strongest's."""
+_FAIR = 0.8
+"""The share of the strongest's score that earns nothing; less takes away."""
+_ALWAYS = 0.02
+"""How many more for each call, whatever the scores say: what was bad once is tried again."""
+_ENDS = 50
+"""Scores after which each arm is known well enough to be judged by what is expected of it."""
+
+
+class Probation:
+    """One count for all arms of a flow but the strongest."""
+
+    __slots__ = ("_calls", "_earned", "_heard", "_open")
+
+    def __init__(self) -> None:
+        self._calls = self._heard = self._open = 0
+        self._earned = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether enough was heard."""
+        return self._heard >= _ENDS
+
+    def call(self) -> bool:
+        """One more call: whether a cheaper arm may answer it."""
+        self._calls += 1
+        return self._open < _FREE + _MORE * self._earned + _ALWAYS * self._calls
+
+    def asked(self) -> None:
+        """A cheaper arm is asked."""
+        self._open += 1
+
+    def heard(self, score: float, strongest: float) -> None:
+        """A cheaper arm was scored, where the strongest would have been expected to be scored ``strongest``."""
+        self._heard += 1
+        self._open -= 1
+        share = min(score / strongest, 1.0) if strongest > 0.0 else 1.0
+        self._earned += (share - _FAIR) / (1.0 - _FAIR)
+
+    def state(self) -> list[Any]:
+        """All of it, JSON-ready."""
+        return [self._calls, self._heard, self._open, self._earned]
+
+    def restore(self, state: list[Any]) -> None:
+        """Know what :meth:`state` gave."""
+        self._calls, self._heard, self._open, self._earned = state
