@@ -671,9 +671,6 @@ class LLMRouter:
             by = said.weight * said.learned - earlier.weight * earlier.learned
             knowledge.revise(node, state.place, words, by)
             return
-        strongest = self.stats.arms[0]
-        if not knowledge.probation.over and state is not strongest:
-            knowledge.probation.heard(said.learned, knowledge.expected(node, strongest.place, words))
         expected = knowledge.learn(node, state.place, words, said.learned, said.weight)
         # What is but a share of a path's score, or says next to nothing, tells too little of one arm; and of
         # an arm that is new here nobody knew what it was.

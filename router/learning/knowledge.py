@@ -33,21 +33,23 @@ _LEVEL = (1.7, 1.0)
 """Mean and variance of the log-odds of a score, before the first."""
 _TIERS = {
     Tier.strongest: (0.0, 0.02),
-    Tier.standard: (0.05, 0.3),
+    Tier.standard: (-0.1, 0.1),
     Tier.local: (-0.8, 0.4),
     Tier.custom: (-0.8, 0.4),
 }
 """Mean and variance of an arm's own log-odds. A standard model is taken to be nearly as good as the
 strongest, and of the others little is claimed."""
-_NODE, _NODE_ARM = 0.8, 0.6
+_NODE, _NODE_ARM = 0.8, 0.3
 """Variances of a node's level, and of an arm's at a node."""
-_WORD, _WORD_ARM = 0.5, 0.1
+_WORD, _WORD_ARM = 0.5, 0.2
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
 _MACKAY = math.pi / 8.0
 _CHANGED = 2.0
 """Variance of an arm at a node that has changed."""
 _CURVE = 0.04
 """Least curvature of a score: an expectation that is all but certain must still be able to be wrong."""
+_LEAST_SCATTER = 0.1
+"""No score tells more than ten that are right or wrong."""
 _PSEUDO = 3.0
 """Answers that the common cost of an arm counts as at a node."""
 
@@ -55,7 +57,7 @@ _PSEUDO = 3.0
 class NodeKnowledge:
     """One node's own terms: its level and the arms' differences there."""
 
-    __slots__ = ("answers", "factor", "terms")
+    __slots__ = ("answers", "factor", "off", "terms", "wide")
 
     def __init__(self, arms: int) -> None:
         self.terms = Pooled((0.0, _NODE))
@@ -63,6 +65,8 @@ class NodeKnowledge:
         self.factor = 0.0
         """Sum over its answers of what they cost, in mean costs of their arms."""
         self.answers = 0
+        self.off = self.wide = 0.0
+        """Sums of the squares by which scores were off, and of those that right or wrong would be off by."""
 
 
 class Knowledge:
@@ -74,8 +78,12 @@ class Knowledge:
         self.terms = Pooled(_LEVEL)
         self.words: NDArray[np.float64] = np.zeros((PLACES, 1))
         self.words_var: NDArray[np.float64] = np.full((PLACES, 1), _WORD)
+        self.off = self.wide = 0.0
+        """As of a node, of all of them."""
         self.nodes: dict[str, NodeKnowledge] = {}
         self.probation = Probation()
+        self._strongest = 0
+        """Column of the first arm of the strongest tier; 0 where there is none."""
         self._prices: dict[str, Price] = {}
         self.paid: NDArray[np.float64] = np.zeros(1)
         """Dollars by column, at today's prices."""
@@ -87,6 +95,8 @@ class Knowledge:
         place = self.arms.get(key)
         if place is None:
             place = self.arms[key] = len(self.arms) + 1
+            if tier is Tier.strongest and not self._strongest:
+                self._strongest = place
             mean, var = _TIERS[tier]
             self.terms.add(mean, var)
             self.words = np.pad(self.words, ((0, 0), (0, 1)))
@@ -103,6 +113,11 @@ class Knowledge:
         if lacking:
             known.terms.add(0.0, _NODE_ARM, lacking)
         return known
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether too few scores of arms other than the strongest have come yet."""
+        return self._strongest > 0 and not self.probation.over
 
     def price(self, wish: str) -> Price:
         """The price of quality of all nodes that want the same; ``wish`` says what."""
@@ -140,7 +155,8 @@ class Knowledge:
         self, node: str, place: int, words: NDArray[np.intp], score: float, weight: float = 1.0
     ) -> float:
         """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected."""
-        own = self.node(node).terms
+        known = self.node(node)
+        own = known.terms
         odds = self.terms.mean[0] + self.terms.mean[place] + own.mean[0] + own.mean[place]
         common, here = self.terms.variance_of(place), own.variance_of(place)
         count = len(words)
@@ -152,6 +168,9 @@ class Knowledge:
             odds += scale * weights.sum()
             said = float(variances.sum()) / count
         guess = _sigmoid(float(odds))
+        if self.on_probation and place != self._strongest:
+            self.probation.heard(score, self.expected(node, self._strongest, words))
+        weight /= self._scatter(known, score, guess)
         curve = weight * max(guess * (1.0 - guess), _CURVE)
         doubt = 1.0 + curve * (common + here + said)
         move = weight * (score - guess) / doubt
@@ -161,6 +180,20 @@ class Knowledge:
             self.words[at] = weights + variances * (scale * move)
             self.words_var[at] = variances * (1.0 - variances * (curve / (doubt * count)))
         return guess
+
+    def _scatter(self, own: NodeKnowledge, score: float, guess: float) -> float:
+        """How far scores lie from what is expected, as a share of how far right-or-wrong would lie.
+
+        Graded scores scatter less, and each tells the more for it (the dispersion of a quasi-likelihood by
+        Pearson's statistic: Wedderburn 1974); at the node, and where little is known of that, of the flow.
+        """
+        off, wide = (score - guess) ** 2, max(guess * (1.0 - guess), _CURVE)
+        self.off += off
+        self.wide += wide
+        own.off += off
+        own.wide += wide
+        common = (self.off + 1.0) / (self.wide + 1.0)
+        return min(max((own.off + common) / (own.wide + 1.0), _LEAST_SCATTER), 1.0)
 
     def revise(self, node: str, place: int, words: NDArray[np.intp], by: float) -> None:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
@@ -214,11 +247,12 @@ class Knowledge:
         return {
             "arms": list(self.arms),
             "common": self.terms.state(),
+            "scatter": [self.off, self.wide],
             "probation": self.probation.state(),
             "costs": [pack(self.paid), pack(self.priced)],
             "words": [pack(self.words), pack(self.words_var)],
             "nodes": {
-                node: [own.terms.state(), own.factor, own.answers]
+                node: [own.terms.state(), own.factor, own.answers, own.off, own.wide]
                 for node, own in self.nodes.items()
             },
             "prices": {wish: price.state() for wish, price in self._prices.items()},
@@ -231,13 +265,14 @@ class Knowledge:
             self.add(key, tiers.get(key, Tier.standard))
         to = np.array([0, *(self.arms[key] for key in saved)])
         self.terms.restore(state["common"], to)
+        self.off, self.wide = state["scatter"]
         self.probation.restore(state["probation"])
         self.paid[to], self.priced[to] = (unpack(packed) for packed in state["costs"])
         self.words[:, to], self.words_var[:, to] = (unpack(packed) for packed in state["words"])
-        for node, (terms, factor, answers) in state["nodes"].items():
+        for node, (terms, *own_sums) in state["nodes"].items():
             own = self.node(node)
             own.terms.restore(terms, to)
-            own.factor, own.answers = factor, answers
+            own.factor, own.answers, own.off, own.wide = own_sums
         for wish, known in state["prices"].items():
             self.price(wish).restore(known, to)
 

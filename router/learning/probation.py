@@ -19,8 +19,10 @@ _MORE = 8.0
 """How many more for a score as good as the strongest's."""
 _FAIR = 0.8
 """The share of the strongest's score that earns nothing; less takes away."""
+_WORST = -2.0
+"""The least that can be earned, so that what was bad once is tried again some day."""
 _ALWAYS = 0.02
-"""How many more for each call, whatever the scores say: what was bad once is tried again."""
+"""How many more for each call, whatever the scores say."""
 _ENDS = 50
 """Scores after which each arm is known well enough to be judged by what is expected of it."""
 
@@ -53,7 +55,7 @@ class Probation:
         self._heard += 1
         self._open -= 1
         share = min(score / strongest, 1.0) if strongest > 0.0 else 1.0
-        self._earned += (share - _FAIR) / (1.0 - _FAIR)
+        self._earned = max(self._earned + (share - _FAIR) / (1.0 - _FAIR), _WORST)
 
     def state(self) -> list[Any]:
         """All of it, JSON-ready."""

@@ -29,7 +29,7 @@ from chainwax.router.learning.context import NOTHING, decode
 from chainwax.router.learning.price import FIRST, Price
 from chainwax.router.policies.base import Plan
 from chainwax.router.stats import ArmState, NodeStats
-from chainwax.router.types import NodeSpec, Query
+from chainwax.router.types import NodeSpec, Query, Tier
 
 __all__ = ["Adaptive"]
 
@@ -97,7 +97,7 @@ class Adaptive:
         spread = _DRAWN * mean * (1.0 - mean) * np.sqrt(doubt[places])
         cost = self._stats.costs()[places]
         # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
-        spread[cost >= cost[0]] = 0.0
+        spread[1:][cost[1:] >= cost[0]] = 0.0
         rows = max(16, _DRAWS // len(arms))
         drawn = mean + spread * self._random.standard_normal((rows, len(arms)))
         price = self._priced(places, drawn[0], mean, cost)
@@ -105,16 +105,17 @@ class Adaptive:
         best = worth.argmax(axis=1)
         chosen = int(best[0])
         chance = float(np.count_nonzero(best == chosen)) / rows
-        if self._has_target and not self._knowledge.probation.over:
-            if not self._knowledge.probation.call():
-                chosen, chance = 0, 1.0
-            elif chosen:
-                self._knowledge.probation.asked()
+        held = self._has_target and self._knowledge.on_probation and not self._knowledge.probation.call()
+        held = held and arms[chosen].instance.tier is not Tier.custom  # which was proved before it served
+        if held:
+            chosen, chance = 0, 1.0
+        elif chosen and self._has_target:
+            self._knowledge.probation.asked()
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
             self._note(float(mean[0]), float(mean[chosen]))
-            if self.node.pace is None and not self._shares:
+            if not held and self.node.pace is None and not self._shares:
                 short = self.node.target * mean[0] - mean[chosen]
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
         return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
