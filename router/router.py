@@ -104,7 +104,7 @@ class LLMRouter:
         self._seed = seed
         self._policies: dict[Form, Policy] = {}
         # In `observe` the policy only says what it would do: it must be one that can learn from shadows.
-        self.policy = self._policy_of(node.form)
+        self._follow(node.form)
         self._today = self._policy_of(Form.direct)
         self._recorder = recorder
         self._recording = recording
@@ -143,7 +143,7 @@ class LLMRouter:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
         self._budget_told = self._budget_told and node.budget == self.node.budget
         self.node = node
-        self.policy = self._policy_of(node.form)
+        self._follow(node.form)
         for policy in self._policies.values():
             policy.node = node
         self.stats.version += 1
@@ -161,6 +161,11 @@ class LLMRouter:
         change()
         if self.certificate is not None and self.stats.arms[:1] != before:
             self.certificate.renew()  # it was a claim about another strongest
+
+    def _follow(self, form: Form) -> None:
+        self.policy = self._policy_of(form)
+        # Asked once: of a protocol, `isinstance` takes as long as all that a score teaches.
+        self._learning = self.policy if isinstance(self.policy, Learning) else None
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:
@@ -221,8 +226,8 @@ class LLMRouter:
             self._tell(self.doubts.scored(feedback.score))
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
-        if feedback.kind not in _UNUSED and isinstance(self.policy, Learning):
-            self.policy.learn(feedback, None if earlier is None else earlier.learned)
+        if feedback.kind not in _UNUSED and self._learning is not None:
+            self._learning.learn(feedback, None if earlier is None else earlier.learned)
 
     def expected(self, arm: str, context: str = "") -> float | None:
         """The score that an arm's answer to a call will probably get; None for an arm that is not there.
