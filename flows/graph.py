@@ -22,7 +22,7 @@ from chainwax.flows.check import (
     warnings_of,
 )
 from chainwax.flows.compile import compile_flow
-from chainwax.flows.decide import consumers_of, decider
+from chainwax.flows.decide import consumers_of, decider, rerun
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
     AgentsNode,
@@ -230,6 +230,7 @@ class Flow:
                         upstream=info.upstream,
                         flow_target=self.target,
                         decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
+                        again=rerun(node.id, self._nodes, consumers) if isinstance(node, LLMNode) else {},
                     )
         return dict(self._specs)
 
