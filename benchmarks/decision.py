@@ -153,9 +153,7 @@ def child(models: int, nodes: int, calls: int) -> None:
                 chose.append(took)
             score = float(rng.random() < 0.8)
             arm, context = plan.arms[0].key, query.context
-            late.append(
-                Feedback(interface.node.id, score, call_id=query.call_id, arm=arm, context=context)
-            )
+            late.append(Feedback(interface.node.id, score, call_id=query.call_id, arm=arm, context=context))
             if len(late) > DELAY:
                 feedback = late.popleft()
                 about = manager.interfaces["flow", feedback.node].router

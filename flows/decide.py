@@ -11,7 +11,7 @@ In the same way an item goes again, with another answer of one node, up to the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = ["Consumers", "consumers_of", "decider", "rerun"]
 
 Consumers = Mapping[Port, tuple[Node, ...]]
 """Who takes each stream."""
+_Walking = Generator[tuple[str, Any], Any, None]
 
 
 def consumers_of(nodes: Iterable[Node]) -> Consumers:
@@ -116,7 +117,7 @@ class _Walk:
     ends: list[Any] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
 
-    def on(self, port: Port, value: Any, *, read: bool) -> Steps:
+    def on(self, port: Port, value: Any, *, read: bool) -> _Walking:
         """Go on with a value that came out of a node; ``read`` says whether a function has read it.
 
         Yields each model's node that it comes to, with the value there. Goes on with the answer that it is
@@ -132,7 +133,7 @@ class _Walk:
         if port not in self.consumers:
             self.ends.append((port.node, self._seen(value, read)))
 
-    def _into(self, node: Node, value: Any, read: bool) -> Steps:
+    def _into(self, node: Node, value: Any, read: bool) -> _Walking:
         out = Port(node.id)
         if node is self.until:
             self.scores.append(_number(self.until.score(value)))

@@ -1,10 +1,11 @@
-"""Counterfactuals: would a failed item have ended well, had the strongest answered one of its calls?
+"""Counterfactuals: how a failed item would have ended, had the strongest answered one of its calls.
 
 Where the end result of an item is scored below one half, the call on its way that is most doubtful is asked
-of the strongest. What depends on that answer, up to the same score, is run again: functions that only compute,
-and the models whose prompts are others now, each by the arm that answered before. What the score would have
-been goes to the calls as feedback (:mod:`chainwax.router.credit` says how much of it to which). Nobody is
-served with any of it. A node spends no more on it than its share (``counterfactual``) of what its calls cost.
+of the strongest. What depends on that answer, up to the same score, is run again: functions that only
+compute, and the models whose prompts are others now, each by the arm that answered before. What the score
+would have been goes to the calls as feedback (:mod:`chainwax.router.credit` says how much of it to which).
+Nobody is served with any of it. A node spends no more on it than its share (``counterfactual``) of what its
+calls cost.
 
 The process that asked a call remembers it for a while; where the score comes later, nothing is asked again.
 """
@@ -118,9 +119,7 @@ class Counterfactuals:
                 return None, cost
             answer = asked.value
 
-    async def _asked(
-        self, node: str, value: Any, query: Query, path: Sequence[CallRef]
-    ) -> CallResult | None:
+    async def _asked(self, node: str, value: Any, query: Query, path: Sequence[CallRef]) -> CallResult | None:
         """The answer of a node further down: the one from before, where its question has not changed."""
         face = self._manager.interfaces.get((query.node.flow, node))
         if face is None or face.node.mode is Mode.observe:

@@ -18,12 +18,12 @@ how good the nodes are one by one they leave to the prior, to scores of single a
 
 A counterfactual is what the end result of a failed item would have been, had the strongest answered call *j*
 in place of the arm that did. A good end says that *j* was wrong and that all others were right; a bad one
-makes it likelier that *j* was right, for another call is to blame, or the strongest was wrong too. The failure
-alone left call *k* right with the probability ``f = (p_k − P)/(1 − P)``; let *g* be what is left of it after
-the counterfactual (Bayes, the strongest's answer being right or wrong on its own account, given the prompt).
-Then the score ``g / v`` with the weight ``v = f / p_k`` is added: ``v`` is what the end score's weight lacked
-of 1, and the step of both together is ``g − p_k``, as if the call itself had been scored with *g*. As *g* is
-*f* on average, counterfactuals move no expectation that is right.
+makes it likelier that *j* was right, for another call is to blame, or the strongest was wrong too. The
+failure alone left call *k* right with the probability ``f = (p_k − P)/(1 − P)``; let *g* be what is left of
+it after the counterfactual (Bayes, the strongest's answer being right or wrong on its own account, given the
+prompt). Then the score ``g / v`` with the weight ``v = f / p_k`` is added: ``v`` is what the end score's
+weight lacked of 1, and the step of both together is ``g − p_k``, as if the call itself had been scored with
+*g*. As *g* is *f* on average, counterfactuals move no expectation that is right.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def shares(expected: Sequence[float]) -> list[Share]:
 
 
 def rights(expected: Sequence[float], place: int, instead: float) -> list[tuple[float, float, float]]:
-    """Each call's chance to have been right where the path ended with 0, and what a counterfactual makes of it.
+    """Each call's chance to have been right where the path ended with 0, without and with a counterfactual.
 
     ``place`` is the call that was asked again, ``instead`` the score that the strongest was expected to get
     there. Chances: before, after a bad end, after a good one.

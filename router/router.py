@@ -232,20 +232,20 @@ class LLMRouter:
             self._learning.learn(feedback, None if earlier is None else earlier.learned)
 
     def in_place_of(self, arm: str) -> ArmState | None:
-        """The strongest, where it may be asked what would have been of a failed item that ``arm`` answered."""
+        """The strongest, where it may be asked what would have been had it answered and not ``arm``."""
         node, arms = self.node, self.stats.arms
         if not node.counterfactual or node.mode is Mode.observe or not arms or arms[0].key == arm:
             return None
         return arms[0] if self.spare >= self.stats.mean_cost(arms[0]) and self._may_ask(arms[0]) else None
 
     async def ask_again(self, query: Query, arm: str, known: Sequence[Attempt] = ()) -> CallResult:
-        """Ask one arm beside the calls, for nobody to be served with. What it said already is in ``known``."""
+        """Ask one arm what nobody will be served with, unless it is among ``known`` what it said."""
         own = CallResult(query.call_id, self.node.id)
         state = self.stats.by_key[arm]
         if not (state.here and self._may_ask(state)):
             own.error = CallError(f"node '{self.node.id}': '{arm}' may not be asked now")
             return own
-        said = {arm: replace(a) for a in known if a.arm.key == arm and a.text is not None}
+        said = {a.arm.key: replace(a) for a in known if a.text is not None}
         try:
             own.value, _ = await self._ask(
                 replace(query, stream=None), state, own, said, propensity=None, patient=False, shadow=True

@@ -74,8 +74,8 @@ def answered_calls(path: Path, flow: str, node: str, *, most: int) -> Iterator[A
             for call_id, arm, kind, score, correction in db.execute(
                 # What an item's end result should have been is no right answer of the last of its calls.
                 "SELECT call_id, arm, feedback_kind, score, iif(path IS NULL, correction, NULL) "
-                f"FROM feedback WHERE call_id IN ({marks}) AND feedback_kind NOT IN ('failure', 'counterfactual') "
-                "ORDER BY time, rowid",
+                f"FROM feedback WHERE call_id IN ({marks}) "
+                "AND feedback_kind NOT IN ('failure', 'counterfactual') ORDER BY time, rowid",
                 ids,
             ):
                 call = calls[call_id]
