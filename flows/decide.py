@@ -58,14 +58,17 @@ def decider(node_id: str, consumers: Consumers) -> Callable[[Any, Any], list[Any
     return decide
 
 
-def rerun(node_id: str, nodes: Mapping[str, Node], consumers: Consumers) -> dict[str, Callable[..., Steps]]:
-    """How items go again from a node, by the id of each ``feedback`` of an end result that they get to so."""
-    ways = {}
-    for node in nodes.values():
-        if isinstance(node, FeedbackNode) and not node.about:
-            through = _leading_to(node, nodes)
-            if node_id in through:
-                ways[node.id] = _way(node_id, node, consumers, through)
+def rerun(
+    nodes: Mapping[str, Node], consumers: Consumers
+) -> dict[str, dict[str, Callable[[Any, Any], Steps]]]:
+    """How items go again from each LLM node, by the id of each ``feedback`` of an end result on their way."""
+    ways: dict[str, dict[str, Callable[[Any, Any], Steps]]] = {}
+    for end in nodes.values():
+        if isinstance(end, FeedbackNode) and not end.about:
+            through = _leading_to(end, nodes)
+            for id in through:
+                if isinstance(nodes[id], LLMNode):
+                    ways.setdefault(id, {})[end.id] = _way(id, end, consumers, through)
     return ways
 
 

@@ -219,6 +219,7 @@ class Flow:
         if self._specs is None:
             self._specs = {}
             consumers = consumers_of(self._nodes.values())
+            ways = rerun(self._nodes, consumers)
             for node in self._nodes.values():
                 info = self.info(node.id)
                 for spec in specs_in(node):
@@ -230,7 +231,7 @@ class Flow:
                         upstream=info.upstream,
                         flow_target=self.target,
                         decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
-                        again=rerun(node.id, self._nodes, consumers) if isinstance(node, LLMNode) else {},
+                        again=ways.get(node.id, {}),
                     )
         return dict(self._specs)
 
