@@ -107,7 +107,7 @@ def test_a_run_goes_through_the_flow_and_is_paid(shape: credit.Shape) -> None:
 
 def test_the_only_score_of_credit_is_that_of_the_end() -> None:
     world = World(rows(), SHAPES[0], 20, seed=1)
-    ends = {way: [n for n in flow_of(world, way, lambda n: None).nodes] for way in credit.WAYS}
+    ends = {way: list(flow_of(world, way, lambda n: None).nodes) for way in credit.WAYS}
     assert [n for n in ends["credit"] if n in ("end", "of_a", "of_b", "of_c")] == ["end"]
     assert [n for n in ends["own"] if n in ("end", "of_a", "of_b", "of_c")] == ["of_a", "of_b", "of_c"]
 
