@@ -49,6 +49,8 @@ ANSWERS = {
     "refuses": [BackendRefused("no")],
     "now and then": ["yes", BackendDown("away"), "no", "what?", "yes"],
 }
+PLACES = [{"provider": "them", "region": "there"}, {"provider": "others", "region": "elsewhere"}]
+"""Where somebody else's trainer is."""
 SHARES = st.sampled_from([0.0, 0.3, 1.0])
 NODE = st.fixed_dictionaries(
     {
@@ -164,15 +166,18 @@ def config_of(folder: Path, nodes: dict[str, Any], place: dict[str, str], **run:
 def test_nothing_that_a_flow_does_carries_a_local_nodes_text_elsewhere(data: st.DataObject) -> None:
     draw = data.draw
     rules = draw(st.sampled_from(LOCAL))
-    place = draw(st.sampled_from([{}, {"provider": "them", "region": "there"}, {"provider": "others"}]))
+    place = draw(st.sampled_from([*PLACES, {}]))
     nodes = {node: draw(NODE) for node in "pab"}
     in_flow = draw(st.booleans())  # the rules may stand in the flow or in the configuration
     if not in_flow:
         nodes["p"] |= rules
-    ends = draw(st.sampled_from(["none", "end", "each"]))
+    ends = draw(st.sampled_from(["each", "each", "end", "none"]))
     shape = draw(st.sampled_from(["first", "middle", "last", "beside"]))
     flow = flow_of(shape, ends, rules if in_flow else {})
-    models = {name: TestModel(ANSWERS[draw(st.sampled_from(sorted(ANSWERS)))]) for name in MODELS}
+    models = {
+        name: TestModel(ANSWERS[draw(st.sampled_from([*["right"] * 3 * (name in NEAR), *sorted(ANSWERS)]))])
+        for name in MODELS
+    }
     items = [{"n": n, "private": f"{SECRET} {n}"} for n in range(24)]
     with tempfile.TemporaryDirectory() as folder, training(place) as told:
         config = config_of(Path(folder), nodes, place, seed=draw(st.integers(0, 99)))
@@ -197,6 +202,21 @@ def test_the_check_would_see_a_leak(how: str, tmp_path: Path) -> None:
     assert leaks(models) == (["strong"] if how == "asked" else [])
     if how == "trained":
         assert any(where.provider == "them" and SECRET in texts for where, texts in told)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place["provider"])
+@pytest.mark.parametrize("rules", LOCAL)
+def test_no_training_set_of_a_local_node_goes_elsewhere(
+    rules: dict[str, list[str]], place: dict[str, str], tmp_path: Path
+) -> None:
+    models = {name: TestModel("yes") for name in MODELS}
+    items = [{"n": n, "private": f"{SECRET} {n}"} for n in range(24)]
+    with training(place) as told:
+        config = config_of(tmp_path, {"p": rules}, place, seed=1)
+        stream_once(flow_of("middle", "each", {}), config, models, "one", items)
+    assert told  # of the others
+    assert not any(SECRET in texts for _, texts in told)
+    assert leaks(models) == []
 
 
 @pytest.mark.parametrize("rules", LOCAL)
