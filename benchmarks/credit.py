@@ -11,6 +11,9 @@ It comes 50 items late, and for 30 % of the items never. Compared are
 * ``flow``: as ``credit``, with one target for the flow instead of one for each node;
 * the best fixed model for each node, known in hindsight.
 
+``--counterfactual SHARE`` lets the router spend so much of what the calls cost on counterfactuals, where the
+end score is shared out (``credit`` and ``flow``).
+
 The node in the middle is the weak one: it gets the tasks at which the cheapest model loses most.
 
 Keys, beside those of every benchmark, each the mean over the flows: ``saving_kept`` (the saving against the
@@ -267,7 +270,7 @@ def flow_of(world: World, way: str, watch: Callable[[int], None]) -> Flow:
     return flow
 
 
-def settings_of(world: World, target: float, way: str, seed: int) -> Settings:
+def settings_of(world: World, target: float, way: str, seed: int, counterfactual: float) -> Settings:
     """The models with their prices and their order, and the targets."""
     tiers = ["strongest", *["standard"] * (len(world.models) - 2), "local"]
     # The same for the end result: each node on the way its part, or one target that is split.
@@ -275,7 +278,11 @@ def settings_of(world: World, target: float, way: str, seed: int) -> Settings:
     wanted = {"flow_target": target**steps} if way == "flow" else {}
     return load_settings(
         run={"recording": None, "seed": seed, "max_in_flight": 16, **wanted},
-        defaults={"form": "adaptive", **({} if way == "flow" else {"target": target})},
+        defaults={
+            "form": "adaptive",
+            "counterfactual": counterfactual,
+            **({} if way == "flow" else {"target": target}),
+        },
         models={
             name: {
                 "tier": tier,
@@ -298,12 +305,12 @@ class Point:
     """Items from which on the weak node was known."""
 
 
-def run(world: World, way: str, target: float, seed: int) -> Point:
+def run(world: World, way: str, target: float, seed: int, counterfactual: float = 0.0) -> Point:
     """Stream all items once."""
     shape = world.shape
     looks: list[tuple[int, str]] = []
     outputs: list[Any] = []
-    settings = settings_of(world, target, way, seed)
+    settings = settings_of(world, target, way, seed, counterfactual)
     backends = {name: Recorded(name, world) for name in world.models}
     with LLMManager(settings, bus=LateBus(), backends=backends) as manager:
 
@@ -369,12 +376,14 @@ def saving(points: Sequence[tuple[float, float]], at: Sequence[float], strongest
     return math.fsum(1.0 - cost_at(points, quality) / strongest for quality in at) / len(at)
 
 
-def _job(job: tuple[Path, int, int, int, str, float]) -> tuple[Point, tuple[float, float]]:
+def _job(job: tuple[Path, int, int, int, str, float, float]) -> tuple[Point, tuple[float, float]]:
     """One run in a process of its own, and what the strongest alone would have reached."""
-    recording, items, number, seed, way, target = job
+    recording, items, number, seed, way, target, counterfactual = job
     shape = SHAPES[number]
     world = World(read(recording), shape, items, seed)
-    return run(world, way, target, seed), world.fixed(dict.fromkeys(shape.nodes, world.models[0]))
+    return run(world, way, target, seed, counterfactual), world.fixed(
+        dict.fromkeys(shape.nodes, world.models[0])
+    )
 
 
 def _fixed(job: tuple[Path, int, int, int]) -> list[tuple[float, float]]:
@@ -404,6 +413,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=2400, help="of each stream")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.97, 0.98, 0.99, 0.997])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--counterfactual", type=float, default=0.0, metavar="SHARE")
     args = parser.parse_args()
     try:
         read(args.recording)
@@ -417,7 +427,11 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for number, shape in enumerate(SHAPES):
             asked = [(way, target) for way in WAYS for target in args.targets]
-            jobs = [(args.recording, args.items, number, s, *one) for one in asked for s in seeds]
+            jobs = [
+                (args.recording, args.items, number, s, *one, args.counterfactual)
+                for one in asked
+                for s in seeds
+            ]
             done = list(pool.map(_job, jobs))
             fixed_of = list(pool.map(_fixed, [(args.recording, args.items, number, s) for s in seeds]))
             fixed = [_mean(of_seeds) for of_seeds in zip(*fixed_of, strict=True)]
@@ -451,6 +465,7 @@ def main() -> None:
         items=args.items,
         seeds=args.seeds,
         targets=args.targets,
+        counterfactual=args.counterfactual,
         **{name: statistics.fmean(values) for name, values in ratios.items()},
         weak_node_found_after=statistics.fmean(found),
         flows=reached,

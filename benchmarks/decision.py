@@ -116,6 +116,8 @@ print(json.dumps(out))
 def child(models: int, nodes: int, calls: int) -> None:
     """One number of models and nodes; prints medians in µs and resident memory."""
     from chainwax.router import Feedback, FreeText, LLMManager, NodeSpec, Prompt, Query, load_settings
+    from chainwax.router.learning.answers import prompt_text
+    from chainwax.router.learning.context import read
 
     def model(n: int) -> dict[str, Any]:
         tier = "strongest" if n == 0 else "local" if n == models - 1 else "standard"
@@ -142,13 +144,16 @@ def child(models: int, nodes: int, calls: int) -> None:
         for number, text in enumerate(prompts(models, nodes + calls)):
             interface = interfaces[number if number < nodes else rng.randrange(nodes)]
             query = Query(interface.node, str(number), [{"role": "user", "content": text}])
+            # What ``LLMRouter.answer`` does before it asks: read the prompt, then plan.
             begun = time.perf_counter_ns()
+            query.context = read(prompt_text(query.messages))
             plan = interface.router._plan(query)
             took = time.perf_counter_ns() - begun
             if number >= nodes:
                 chose.append(took)
             score = float(rng.random() < 0.8)
-            late.append(Feedback(interface.node.id, score, call_id=query.call_id, arm=plan.arms[0].key))
+            arm, context = plan.arms[0].key, query.context
+            late.append(Feedback(interface.node.id, score, call_id=query.call_id, arm=arm, context=context))
             if len(late) > DELAY:
                 feedback = late.popleft()
                 about = manager.interfaces["flow", feedback.node].router

@@ -22,7 +22,7 @@ from chainwax.flows.check import (
     warnings_of,
 )
 from chainwax.flows.compile import compile_flow
-from chainwax.flows.decide import consumers_of, decider
+from chainwax.flows.decide import consumers_of, decider, rerun
 from chainwax.flows.draw import draw_mermaid, draw_svg
 from chainwax.flows.nodes import (
     AgentsNode,
@@ -219,6 +219,7 @@ class Flow:
         if self._specs is None:
             self._specs = {}
             consumers = consumers_of(self._nodes.values())
+            ways = rerun(self._nodes, consumers)
             for node in self._nodes.values():
                 info = self.info(node.id)
                 for spec in specs_in(node):
@@ -230,6 +231,7 @@ class Flow:
                         upstream=info.upstream,
                         flow_target=self.target,
                         decide=decider(node.id, consumers) if isinstance(node, LLMNode) else None,
+                        again=ways.get(node.id, {}),
                     )
         return dict(self._specs)
 

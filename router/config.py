@@ -186,6 +186,9 @@ class NodeConfig(_Section):
     agreement: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Confidence, such as 0.95, with which the node wants to know how often an arm's answers lead to what
     the strongest's would, while nobody scores them: a share of the calls is asked of the strongest too."""
+    counterfactual: Share | None = None
+    """Of what the node's calls cost, the share that may be spent to find out whose fault a failed item was:
+    the strongest answers in place of the node, and what depends on that is asked and run again."""
     budget: Dollars | None = None
     """Dollars for one run; when they are spent, only models that are free are asked."""
     latency: Positive | None = None

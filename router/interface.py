@@ -153,6 +153,7 @@ class LLMInterface:
         self.recorder.finished(result)
         if self._manager.custom is not None:
             self._manager.custom.answered(query, result)
+        self._manager.counterfactuals.answered(query, result)
         if self._manager.called is not None and result.arm is not None:
             self._manager.called(self._manager.run_id, query, result)
         if isinstance(result.error, Cancelled):

@@ -24,6 +24,7 @@ from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.commons import Commons
 from chainwax.router.config import ModelConfig, NodeConfig, Settings, load_settings
 from chainwax.router.control import Change, Controls
+from chainwax.router.counterfactual import Counterfactuals
 from chainwax.router.credit import split
 from chainwax.router.custom.lifecycle import Lifecycle
 from chainwax.router.errors import ConfigError, RecordingError, UnknownName
@@ -60,6 +61,8 @@ T = TypeVar("T")
 
 _SNAPSHOT_SECONDS = 2.0
 """How often the recorders are saved for other processes to read."""
+_NO_END = (FeedbackKind.failure, FeedbackKind.counterfactual)
+"""What is said of a path and is no score of an item's end result."""
 _SETTLE_SECONDS = 30.0
 """How long feedback may take over a bus that many processes share."""
 
@@ -103,6 +106,8 @@ class LLMManager:
         """The nodes' own models, once a run has begun."""
         self.control = Controls(self)
         """What operators changed while it runs."""
+        self.counterfactuals = Counterfactuals(self)
+        """What would have been of items that failed."""
         self.background: Background | None = None
         """Set where the run is one in the background."""
         self.on_fatal: Callable[[], None] | None = None
@@ -354,6 +359,8 @@ class LLMManager:
             self.give_purse(router)
             interface = LLMInterface(self, spec, node, router, recorder)
             self.interfaces[spec.flow, spec.id] = interface
+            if node.counterfactual:
+                self.counterfactuals.flows.add(node.flow)
             self.control.registered(interface)
             if self.custom is not None:
                 asyncio.run_coroutine_threadsafe(self.custom.registered(interface), self.loop)
@@ -389,6 +396,7 @@ class LLMManager:
             "pace",
             "certify",
             "agreement",
+            "counterfactual",
             "budget",
             "latency",
             "priority",
@@ -622,7 +630,9 @@ class LLMManager:
             if not told:
                 self._refuse(one, "nobody knows the node")
                 continue
-            if one.path and one.kind is not FeedbackKind.failure:
+            if record:
+                self.counterfactuals.heard(one)
+            if one.path and one.kind not in _NO_END:
                 for shared in self.flow_targets.values():
                     shared.scored(ref.node for ref in one.path)
             for interface, part in told:
@@ -636,14 +646,14 @@ class LLMManager:
     def _shares(self, one: Feedback) -> list[tuple[LLMInterface, Feedback]]:
         """What it says to whom: to the router that it is about, or to all of its path."""
         told = split(one, self._expected) if one.path else (one,)
-        there = ((self._interface_of(part.node), part) for part in told)
+        there = ((self.interface_of(part.node), part) for part in told)
         return [(interface, part) for interface, part in there if interface is not None]
 
     def _expected(self, ref: CallRef) -> float | None:
-        interface = self._interface_of(ref.node)
+        interface = self.interface_of(ref.node)
         return None if interface is None else interface.router.expected(ref.arm, ref.context)
 
-    def _interface_of(self, node: str) -> LLMInterface | None:
+    def interface_of(self, node: str) -> LLMInterface | None:
         """The interface that feedback about a node is meant for: feedback names no flow."""
         known = self.interfaces.get((self._flow or "flow", node))
         if known is None:

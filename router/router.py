@@ -64,8 +64,8 @@ _DOUBTED = 0.1
 they are not any more."""
 _LEARNING = (Form.adaptive, Form.switched)
 """Forms that choose by the scores, and need them."""
-_UNUSED = (FeedbackKind.validation, FeedbackKind.agreement)
-"""Scores of answers that were not used, or that say nothing of being right."""
+_UNUSED = (FeedbackKind.validation, FeedbackKind.agreement, FeedbackKind.counterfactual)
+"""Scores of answers that were not used, or that say nothing of being right, or more of one scored before."""
 _NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
 """Scores that a node's quality is no mean of: of failures further down only the bad ones are told."""
 
@@ -104,7 +104,7 @@ class LLMRouter:
         self._seed = seed
         self._policies: dict[Form, Policy] = {}
         # In `observe` the policy only says what it would do: it must be one that can learn from shadows.
-        self.policy = self._policy_of(node.form)
+        self._follow(node.form)
         self._today = self._policy_of(Form.direct)
         self._recorder = recorder
         self._recording = recording
@@ -125,6 +125,8 @@ class LLMRouter:
         self._drift = Drift()
         self.agreement = Agreement()
         """How often other arms' answers lead to the same as the strongest's, where nobody scores."""
+        self.spare = 0.0
+        """Dollars that may be spent on what would have been of failed items."""
         self.doubts = Doubts(node.id)
         """What is odd about the scores that come."""
         self._scores: dict[int, _Said] = {}
@@ -143,7 +145,7 @@ class LLMRouter:
         """Go on as the node is now; what was learned, and what the policies know, stays."""
         self._budget_told = self._budget_told and node.budget == self.node.budget
         self.node = node
-        self.policy = self._policy_of(node.form)
+        self._follow(node.form)
         for policy in self._policies.values():
             policy.node = node
         self.stats.version += 1
@@ -161,6 +163,11 @@ class LLMRouter:
         change()
         if self.certificate is not None and self.stats.arms[:1] != before:
             self.certificate.renew()  # it was a claim about another strongest
+
+    def _follow(self, form: Form) -> None:
+        self.policy = self._policy_of(form)
+        # Asked once: of a protocol, `isinstance` takes as long as all that a score teaches.
+        self._learning = self.policy if isinstance(self.policy, Learning) else None
 
     def _policy_of(self, form: Form) -> Policy:
         if form not in self._policies:
@@ -221,8 +228,36 @@ class LLMRouter:
             self._tell(self.doubts.scored(feedback.score))
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
-        if feedback.kind not in _UNUSED and isinstance(self.policy, Learning):
-            self.policy.learn(feedback, None if earlier is None else earlier.learned)
+        if feedback.kind not in _UNUSED and self._learning is not None:
+            self._learning.learn(feedback, None if earlier is None else earlier.learned)
+
+    def in_place_of(self, arm: str) -> ArmState | None:
+        """The strongest, where it may be asked what would have been had it answered and not ``arm``."""
+        node, arms = self.node, self.stats.arms
+        if not node.counterfactual or node.mode is Mode.observe or not arms or arms[0].key == arm:
+            return None
+        return arms[0] if self.spare >= self.stats.mean_cost(arms[0]) and self._may_ask(arms[0]) else None
+
+    async def ask_again(self, query: Query, arm: str, known: Sequence[Attempt] = ()) -> CallResult:
+        """Ask one arm what nobody will be served with, unless it is among ``known`` what it said."""
+        own = CallResult(query.call_id, self.node.id)
+        state = self.stats.by_key[arm]
+        if not (state.here and self._may_ask(state)):
+            own.error = CallError(f"node '{self.node.id}': '{arm}' may not be asked now")
+            return own
+        said = {a.arm.key: replace(a) for a in known if a.text is not None}
+        try:
+            own.value, _ = await self._ask(
+                replace(query, stream=None), state, own, said, propensity=None, patient=False, shadow=True
+            )
+        except CallError as error:
+            own.error = error
+        for attempt in own.attempts:
+            self._recording.attempt(query, attempt)
+        return own
+
+    def _may_ask(self, state: ArmState) -> bool:
+        return state.instance.serves and (self.purse is None or self.purse.left(self.stats.spent) > 0.0)
 
     def expected(self, arm: str, context: str = "") -> float | None:
         """The score that an arm's answer to a call will probably get; None for an arm that is not there.
@@ -244,6 +279,7 @@ class LLMRouter:
             "stats": self.stats.state(),
             "said": list(self._scores.items()),
             "agreement": self.agreement.state(),
+            "spare": self.spare,
             "time": self._clock.time(),
             "policies": {form.value: policy.state() for form, policy in policies.items()},
             "certificate": None if self.certificate is None else self.certificate.state(),
@@ -267,6 +303,7 @@ class LLMRouter:
         self.stats.restore(state["stats"])
         self._scores = {which: _Said(*said) for which, said in state["said"]}
         self.agreement.restore(state["agreement"])
+        self.spare = state["spare"]
         self._saved_at = state["time"]
         self.doubts.restore(state["doubts"])
         self._drift.restore(state["drift"])
@@ -364,7 +401,7 @@ class LLMRouter:
         plan = self._plan(query)
         for state in plan.shadow:
             # Shadows never hold up the answer.
-            self._start(self._shadow(query, state, result, compared=plan.compared))
+            self.start(self._shadow(query, state, result, compared=plan.compared))
         if plan.together:
             await self._together(query, plan, result, known)
         elif plan.paired:
@@ -373,6 +410,7 @@ class LLMRouter:
             await self._in_turn(query, plan, result, known)
         if query.parents and any(a.invalid and not a.shadow for a in result.attempts):
             self._blame(query, FAILED)
+        self.spare += self.node.counterfactual * result.cost_usd
         if self.node.mode is Mode.observe:
             self.observed_cost += result.cost_usd
         if result.arm is not None:
@@ -580,7 +618,7 @@ class LLMRouter:
         leader, value, attempt = valid[0]
         self._settle(result, value, attempt)
         if leader is plan.arms[0] and valid[1:]:
-            self._start(self._compare(query, value, [(s, v) for s, v, _ in valid[1:]]))
+            self.start(self._compare(query, value, [(s, v) for s, v, _ in valid[1:]]))
 
     def _settle(self, result: CallResult, value: Any, attempt: Attempt) -> None:
         result.value = value
@@ -690,7 +728,7 @@ class LLMRouter:
             self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the calls, which nobody waits for."""
         task = asyncio.get_running_loop().create_task(work)
         self._shadows.add(task)

@@ -22,7 +22,7 @@ log = logging.getLogger("chainwax")
 
 EVERY = 300.0
 """Seconds between two times that it is kept: so much of the topic is read again after a crash."""
-_VERSION = 3
+_VERSION = 4
 _WAIT_S = 30.0
 
 

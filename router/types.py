@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ __all__ = [
     "Params",
     "Query",
     "Rules",
+    "Steps",
     "Tier",
     "Usage",
     "call_id",
@@ -41,6 +42,10 @@ __all__ = [
 
 Message = dict[str, Any]
 """One chat message in OpenAI's shape: ``{"role": …, "content": …}``."""
+
+Steps = Generator[tuple[str, Any], Any, float | None]
+"""An item on its way: yields the id of a node whose model is to be asked with the item's value there, is sent
+the answer, and returns the score of the end result, or None where the item gets none."""
 
 
 class Tier(StrEnum):
@@ -78,6 +83,8 @@ class FeedbackKind(StrEnum):
     human = "human"
     failure = "failure"
     """A step further down could not use what came of the answers."""
+    counterfactual = "counterfactual"
+    """The end result of a failed item as it would have been with another answer of one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +196,12 @@ class NodeSpec:
     decide: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
     """From an item's value and an answer to what the flow makes of it, as far as it only computes: two
     answers that lead to the same are worth the same. None compares the answers themselves."""
+    counterfactual: float = 0.0
+    """Of what the node's calls cost, the share that may be spent on the strongest's answers to calls whose
+    items failed, and on what depends on them."""
+    again: Mapping[str, Callable[[Any, Any], Steps]] = field(default_factory=dict, repr=False)
+    """By the name of who scores end results: from an item's value and an answer, the item's way from here to
+    that score. Only those to which nothing but models and functions that only compute lead."""
     budget: float | None = None
     """Dollars for this run."""
     latency: float | None = None
@@ -325,7 +338,8 @@ class Feedback:
     weight: float = 1.0
     """How much the score says, in [0, 1]: 1 is as much as a score of the answer itself."""
     path: tuple[CallRef, ...] = ()
-    """Where an item's end result is scored: the calls that it owes its value to. Each gets its share."""
+    """Where an item's end result is scored: the calls that it owes its value to. Each gets its share. Of a
+    counterfactual the last one is the call that was asked in place of that with its id."""
     others: float = 1.0
     """Of a share of a path's score: what the other calls of the path were expected to get."""
 

@@ -40,6 +40,13 @@ __all__ = ["Lifecycle", "NodeModels"]
 
 log = logging.getLogger("chainwax")
 
+_OF_NO_ANSWER = (
+    FeedbackKind.validation,
+    FeedbackKind.agreement,
+    FeedbackKind.failure,
+    FeedbackKind.counterfactual,
+)
+"""Scores that do not tell whether the served answer is right."""
 _TICK = 0.5
 """Seconds between two looks at whether there is something to do."""
 _REMEMBERED = 20_000
@@ -333,7 +340,7 @@ class NodeModels:
 
     def heard(self, feedback: Feedback) -> None:
         """A score has come, or the share of a path's score."""
-        if feedback.kind in (FeedbackKind.validation, FeedbackKind.agreement, FeedbackKind.failure):
+        if feedback.kind in _OF_NO_ANSWER:
             return
         if feedback.arm == self.standing.serving:
             self._watch.add(feedback.score, feedback.others)

@@ -22,7 +22,7 @@ __all__ = [
     "totals",
 ]
 
-_OF_NO_ANSWER = "('validation', 'agreement')"
+_OF_NO_ANSWER = "('validation', 'agreement', 'counterfactual')"
 """Kinds of feedback about answers that were not used, or that say nothing of being right."""
 
 

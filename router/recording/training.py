@@ -30,7 +30,7 @@ SELECT count(DISTINCT f.call_id) FROM feedback f
 JOIN calls c ON c.call_id = f.call_id JOIN runs r ON r.run = c.run
 WHERE r.flow = ? AND c.node = ? AND c.status = 'ok'
     AND (f.correction IS NOT NULL AND f.path IS NULL OR f.score >= ?)
-    AND f.feedback_kind NOT IN ('validation', 'agreement', 'failure')
+    AND f.feedback_kind NOT IN ('validation', 'agreement', 'failure', 'counterfactual')
 """
 
 
@@ -74,8 +74,8 @@ def answered_calls(path: Path, flow: str, node: str, *, most: int) -> Iterator[A
             for call_id, arm, kind, score, correction in db.execute(
                 # What an item's end result should have been is no right answer of the last of its calls.
                 "SELECT call_id, arm, feedback_kind, score, iif(path IS NULL, correction, NULL) "
-                f"FROM feedback WHERE call_id IN ({marks}) AND feedback_kind <> 'failure' "
-                "ORDER BY time, rowid",
+                f"FROM feedback WHERE call_id IN ({marks}) "
+                "AND feedback_kind NOT IN ('failure', 'counterfactual') ORDER BY time, rowid",
                 ids,
             ):
                 call = calls[call_id]

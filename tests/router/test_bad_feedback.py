@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,11 +25,13 @@ from chainwax.router import (
     BackendGarbled,
     BackendRefused,
     BudgetSpent,
+    CallRef,
     CallResult,
     Choice,
     ConfigError,
     Decision,
     Feedback,
+    FeedbackKind,
     LLMManager,
     NodeSpec,
     PriceUnknown,
@@ -36,6 +40,7 @@ from chainwax.router import (
     load_settings,
 )
 from chainwax.router.doubts import MOST, UNSCORED, ZEROS, Doubts
+from chainwax.router.learning.context import NOTHING
 
 PRICES = {"strong": 1e-4, "middle": 1e-5, "small": 1e-6}
 TIERS = {"strong": "strongest", "middle": "standard", "small": "local"}
@@ -288,6 +293,71 @@ def test_no_feedback_whatever_stops_a_router(said: list[tuple[str, str, float]],
         assert node.go(3).total() == 3
         stats = node.router.stats
         assert all(math.isfinite(q) and q > 0 for q in (*stats.right, *stats.wrong))
+
+
+@given(
+    st.lists(
+        st.builds(
+            Feedback,
+            st.sampled_from(["node", "other", ""]),
+            st.floats() | st.sampled_from([0.0, 1.0]),
+            st.sampled_from(["c1", "c2", "gone", ""]),
+            arm=st.sampled_from(["strong", "small", "", "?"]),
+            kind=st.sampled_from(FeedbackKind),
+            context=st.sampled_from(["", "AAAA", "é", "AAA"]),
+            weight=st.floats() | st.sampled_from([0.0, 0.5, 1.0]),
+            path=st.lists(
+                st.builds(
+                    CallRef,
+                    st.sampled_from(["node", "node", "other"]),
+                    st.sampled_from(["c1", "c2", "gone"]),
+                    st.sampled_from(["strong", "middle", "small", "?"]),
+                    st.sampled_from(["", "AAAA", "é"]),
+                ),
+                max_size=5,
+            ).map(tuple),
+        ),
+        max_size=40,
+    )
+)
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_path_whatever_stops_a_router(said: list[Feedback]) -> None:
+    with ExitStack() as stack:
+        node = Node(stack, form="adaptive", target=0.9, counterfactual=1.0)
+        calls = [node.ask()[0] for _ in range(2)]
+        ids = {"c1": calls[0].call_id, "c2": calls[1].call_id}
+        node.manager.feedback(
+            [
+                replace(
+                    one,
+                    call_id=ids.get(one.call_id, one.call_id),
+                    path=tuple(replace(ref, call_id=ids.get(ref.call_id, ref.call_id)) for ref in one.path),
+                )
+                for one in said
+            ]
+        )
+        node.manager.settle()
+        assert node.go(3).total() == 3
+        stats, knowledge = node.router.stats, node.router.stats.knowledge
+        assert all(math.isfinite(q) and q > 0 for q in (*stats.right, *stats.wrong))
+        scores, _ = knowledge.scores("node", NOTHING)
+        assert all(0.0 < score < 1.0 for score in scores[1:])
+
+
+def test_a_million_scores_for_one_call_are_taken_in_passing(make: Make) -> None:
+    node = make(form="adaptive")
+    result, _ = node.ask()
+    node.manager.settle()
+    begun = time.monotonic()
+    arm = result.arm.key if result.arm else ""
+    for n in range(10):
+        said = (Feedback("node", 1.0, result.call_id, arm=arm, source=f"s{n} {k}") for k in range(100_000))
+        node.manager.feedback(list(said))
+    node.manager.settle()
+    assert time.monotonic() - begun < 120
+    assert node.router.stats.served_scored == MOST
+    assert node.router.snapshot()["ignored_scores"] == 1_000_000 - MOST
+    assert node.go(20).total() == 20
 
 
 def test_what_is_odd_is_remembered_of_the_last_calls_only() -> None:
