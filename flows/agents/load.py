@@ -6,7 +6,9 @@ import ast
 import contextlib
 import importlib
 import inspect
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,7 @@ __all__ = [
     "world_for",
 ]
 
+_IMPORTS = re.compile(rb"^\s*(?:import|from)\s+chainstream\b", re.MULTILINE)
 _API = ("action", "agent", "context", "llm", "memory", "stream")
 ARRIVALS = "arrivals"
 """The source of a flow whose items say themselves which stream they arrive on."""
@@ -42,9 +45,14 @@ def _is_agent_file(path: Path) -> bool:
     if path.suffix != ".py" or not path.is_file():
         return False
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
+        source = path.read_bytes()
+    except OSError:
         return False
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        # An agent with a slip of the pen is one all the same: whoever loads it says what is wrong.
+        return _IMPORTS.search(source) is not None
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -54,10 +62,16 @@ def _is_agent_file(path: Path) -> bool:
     return False
 
 
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file below a folder is the user's: not one of an environment or a hidden folder."""
+    parts = path.relative_to(folder).parts
+    return not any(part.startswith(".") or part == "site-packages" for part in parts)
+
+
 def agent_files(place: Path) -> list[Path]:
-    """The agents' files that a path names: itself, or all below a folder, by name."""
+    """The agents' files that a path names: itself, or all below a folder, by name; hidden ones are left out."""
     if place.is_dir():
-        return sorted(path for path in place.rglob("*.py") if _is_agent_file(path))
+        return sorted(path for path in place.rglob("*.py") if _is_own(path, place) and _is_agent_file(path))
     return [place] if _is_agent_file(place) else []
 
 
@@ -137,7 +151,10 @@ def _not_started(place: str, cls: type[Agent], raised: BaseException) -> ConfigE
     why, hint = f"{type(raised).__name__}: {raised}", ""
     if isinstance(raised, KeyError) and str(raised.args[0]).startswith("no stream "):
         why, hint = raised.args[0], " (a stream from outside is bound by --source NAME=URI)"
-    error = ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}")
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(raised.__traceback__) if frame.filename == file]
+    at = f"{place}:{lines[-1]}" if lines else place
+    error = ConfigError(f"{at}: agent '{cls.__name__}' cannot be started: {why}{hint}")
     error.__cause__ = raised
     return error
 
@@ -197,6 +214,9 @@ def load_agents(
     for name in config.priority:
         if name not in world.agents:
             raise UnknownName("agent in [agents.priority]:", name, world.agents)
+    for name in sources or ():
+        if name not in world.asked:
+            raise UnknownName("stream for --source, which no agent asks for:", name, world.asked)
     world.running = True
     if sinks is None:
         written = {stream for group in grouped(world) for stream in group.outputs}
@@ -222,14 +242,18 @@ def agents_flow(
     """
     groups = grouped(world)
     written = {stream for group in groups for stream in group.outputs}
-    for what, names, known in (
-        ("source", sources, {s for group in groups for s in group.inputs}),
-        ("sink", sinks, {s for s in world.streams if s not in world.anonymous}),
-    ):
-        for name in names:
-            check_id(f"the {what}'s name", name)
-            if name not in known and what == "sink":
-                raise UnknownName(f"stream for --{what}:", name, known)
+    for name in sources:
+        check_id("the source's name", name)
+    known = {stream for stream in world.streams if stream not in world.anonymous}
+    for name in sinks:
+        check_id("the sink's name", name)
+        if name not in known:
+            raise UnknownName("stream for --sink:", name, known)
+    if not arrivals and (both := set(sources) & set(sinks)):
+        raise ConfigError(
+            f"--sink {min(both)}: --source {min(both)} is bound to the same stream, and one stream cannot be "
+            "both: let the agent write to a stream of its own"
+        )
     nodes: list[Node] = []
     if arrivals:
         nodes.append(SourceNode(ARRIVALS))
