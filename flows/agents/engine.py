@@ -63,7 +63,7 @@ class Run:
         self.runs: Member | None = None
         self.member = 0
         self.outputs: list[tuple[str, Any, int, Any]] = []
-        """Stream, value, which listener sent it, and what others get: the value as it was when it was sent."""
+        """Stream, value, which listener sent it, and what others get: the value as it was then."""
         self.failures: list[FailedItem] = []
         self.refs: list[CallRef] = []
         self.prompts: list[Any] = []

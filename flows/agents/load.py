@@ -69,7 +69,7 @@ def _is_own(path: Path, folder: Path) -> bool:
 
 
 def agent_files(place: Path) -> list[Path]:
-    """The agents' files that a path names: itself, or all below a folder, by name; hidden ones are left out."""
+    """The agents' files that a path names: itself, or all below a folder that are not hidden, by name."""
     if place.is_dir():
         return sorted(path for path in place.rglob("*.py") if _is_own(path, place) and _is_agent_file(path))
     return [place] if _is_agent_file(place) else []
@@ -218,8 +218,12 @@ def load_agents(
         if name not in world.asked:
             raise UnknownName("stream for --source, which no agent asks for:", name, world.asked)
     world.running = True
+    written = {stream for group in grouped(world) for stream in group.outputs}
+    if sources is None:
+        # What is only written to does not come from outside; with the older API, what is written to at all.
+        heard = {listener.stream for listener in world.listeners} - (written if config.legacy else set())
+        world.given &= heard
     if sinks is None:
-        written = {stream for group in grouped(world) for stream in group.outputs}
         sinks = [name for name in world.streams if name in written and name not in world.anonymous]
         sinks = [name for name in sinks if name not in world.given]
     stem = Path(place).resolve().stem
