@@ -66,7 +66,8 @@ class Run:
         """Stream, value, which listener sent it, and what others get: the value as it was then."""
         self.failures: list[FailedItem] = []
         self.refs: list[CallRef] = []
-        self.prompts: list[Any] = []
+        self.prompts: list[tuple[str, Any]] = []
+        """With the id of the listener that asked."""
         self.done = False
 
     def emit(self, stream: str, item: Any) -> None:
@@ -101,7 +102,8 @@ class AskingRun(Run):
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
         """Ask and wait, while the worker goes on with others."""
         prompt = copied(prompt)  # a conversation that the agent goes on with is still asked as it is now
-        self.prompts.append(prompt)
+        assert self.listener is not None
+        self.prompts.append((self.listener.id, prompt))
         self._engine.asks(self, kind, prompt, frame)
         self._engine.main.switch()
         result = self.answer
@@ -148,7 +150,7 @@ class Engine:
         ask: Ask,
         *,
         kept: bool = True,
-        trace: list[tuple[str, Any]] | None = None,
+        trace: list[tuple[str, str, Any]] | None = None,
     ) -> None:
         self.asks = ask
         self.main = greenlet.getcurrent()
@@ -267,7 +269,7 @@ class Engine:
             tree.popleft()
             out += run.failures
             if self._trace is not None:
-                self._trace += [(delivery.item.position, prompt) for prompt in run.prompts]
+                self._trace += [(delivery.item.position, asked, prompt) for asked, prompt in run.prompts]
             if run.outputs:
                 out += self._sent(run, outside=True)
                 tree.extend(self._caused(delivery))

@@ -31,6 +31,7 @@ __all__ = [
     "load_agents",
     "put_in_place",
     "start_agents",
+    "written_streams",
     "world_for",
 ]
 
@@ -224,10 +225,20 @@ def load_agents(
         heard = {listener.stream for listener in world.listeners} - (written if config.legacy else set())
         world.given &= heard
     if sinks is None:
-        sinks = [name for name in world.streams if name in written and name not in world.anonymous]
-        sinks = [name for name in sinks if name not in world.given]
+        sinks = [name for name in written_streams(world, world.given) if name not in world.given]
     stem = Path(place).resolve().stem
     return agents_flow(identifier(stem), world, sources=sorted(world.given), sinks=list(sinks))
+
+
+def written_streams(world: World, given: Iterable[str]) -> list[str]:
+    """The streams with a name that something may come to when something comes to those that are given."""
+    reached = set(given)
+    written: set[str] = set()
+    for group in grouped(world):
+        if not reached.isdisjoint(group.inputs):
+            written.update(group.outputs)
+            reached.update(group.outputs)
+    return [name for name in world.streams if name in written and name not in world.anonymous]
 
 
 def agents_flow(

@@ -81,8 +81,9 @@ class World:
     running: bool = False
     """Whether the flow is made: what agents say from now on cannot change it."""
 
-    trace: list[tuple[str, Any]] | None = None
-    """Where prompts are written down, each with the place of its item, for whoever wants to see them."""
+    trace: list[tuple[str, str, Any]] | None = None
+    """Where prompts are written down, each with the place of its item and the id of the listener that asked,
+    for whoever wants to see them."""
 
     def __post_init__(self) -> None:
         self.streams.update(dict.fromkeys(self.given, ""))
