@@ -74,14 +74,16 @@ def test_a_name_that_is_no_file_is_a_text():
 def test_strict_drops_lists_of_texts_as_upstream_does():
     assert parts("a", ["b", "c"], [{"d": 1}], strict=True) == [{"type": "text", "text": "a"}]
     assert len(parts("a", ["b", "c"], [{"d": 1}])) == 4
+    assert parts("a", [1.5, 2.5], [[1], [2]], strict=True) == [{"type": "text", "text": "a"}]
+    assert [part["text"] for part in parts([1.5, 2.5], [[1], ["b"]])] == ["1.5", "2.5", "[1]", "['b']"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert parts("a", []) == [{"type": "text", "text": "a"}]
 
 
-@pytest.mark.parametrize("what", [1, 2.5, None, ("a",), {1, 2}, object(), ["a", 1], [[1]]])
+@pytest.mark.parametrize("what", [1, 2.5, None, ("a",), {1, 2}, object(), ["a", 1], [{1}], [1, "a"]])
 def test_what_no_prompt_is_made_of(what):
-    with pytest.raises(ValueError, match=r"a prompt is made of|a list in a prompt"):
+    with pytest.raises(ValueError, match=r"unsupported type|all elements must be of the same type"):
         parts("a", what)
     with pytest.raises(ValueError, match="system_prompt"):
         parts("a", system_prompt=7)

@@ -135,7 +135,7 @@ LISTENERS = [
     'def {f}(x):\n    return {{**x, "v": 100 // (x["v"] % {k})}}',
     'def {f}(x):\n    return x["v"] if x["v"] % {k} == 0 else x',
     'def {f}(x):\n    {s}.add_item({{**x, "h": x["h"] + 1}})\n    return x',
-    'def {f}(x):\n    if x["h"] < 3:\n        {s}.add_item([x, {{**x, "h": x["h"] + 1}}])',
+    'def {f}(x):\n    if x["h"] < 3:\n        {s}.add_item([{{**x, "h": x["h"] + 1}}, {{**x, "h": x["h"] + 2}}])',
     'def {f}(x):\n    self.count += 1\n    return {{**x, "v": self.count}}',
     'def {f}(x):\n    self.{b}.append(x["v"])\n    return {{**x, "v": sum(self.{b}.get_all()) % 97}}',
     'def {f}(x):\n    return {{**x, "v": x["v"] + len(self.{b})}}',
