@@ -31,8 +31,8 @@ __all__ = [
     "load_agents",
     "put_in_place",
     "start_agents",
-    "written_streams",
     "world_for",
+    "written_streams",
 ]
 
 _IMPORTS = re.compile(rb"^\s*(?:import|from)\s+chainstream\b", re.MULTILINE)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 from PIL import Image
@@ -207,6 +208,39 @@ class Old(cs.agent.Agent):
     assert run_agent(old, [("xs", "a", 0.0)], answer, legacy=True).outputs["out"] == ["A"]
 
 
+def test_a_mistake_in_an_agent_is_told_with_its_line():
+    source = HEAD + "        x = {}\n        x['nope']\n"
+    line = source.splitlines().index("        x['nope']") + 1
+    with pytest.raises(ConfigError, match=f":{line}: agent 'Case' cannot be started: KeyError: 'nope'"):
+        run_agent(source, [("xs", "a", 0.0)], answer)
+
+
+def test_what_a_thread_of_a_listener_asks_is_refused_with_the_reason():
+    body = """
+from concurrent.futures import ThreadPoolExecutor
+def ask(x):
+    with ThreadPoolExecutor(1) as pool:
+        return list(pool.map(self.llm.query, [x]))
+self.xs.for_each(ask, to_stream=self.out)
+"""
+    (error,) = run_agent(HEAD + indent(body, " " * 8), [("xs", "a", 0.0)], answer).errors
+    assert "on a thread that a listener began" in error["exception"]
+
+
+def test_items_that_nothing_can_copy_go_their_way():
+    body = """
+import threading
+def lock(x):
+    return [{"lock": threading.Lock(), "x": x}]
+def change(item):
+    item["said"] = self.llm.query(item["x"])
+    return {"said": item["said"]}
+self.xs.for_each(lock).for_each(change, to_stream=self.out)
+"""
+    found = run_agent(HEAD + indent(body, " " * 8), [("xs", "y", 0.0), ("xs", "n", 1.0)], answer, workers=4)
+    assert found.outputs["out"] == [{"said": "y"}, {"said": "n"}]
+
+
 # -- speed --------------------------------------------------------------------------------------
 
 
@@ -330,8 +364,70 @@ def test_mistakes_on_the_command_line(place, model, cli):
     assert "did you mean 'out'?" in cli.mistake(*RUN, "--sink", "outt=o.jsonl")
     (place / "empty").mkdir()
     assert "no agent in this folder" in cli.mistake("run", "empty")
+    assert "which no agent asks for: 'ys'" in cli.mistake(*RUN, "--source", "ys=xs.jsonl")
+    assert "--source xs is bound to the same stream" in cli.mistake(*RUN, "--sink", "xs=o.jsonl")
+    assert "a source is bound to it" in cli.mistake(*RUN, "--source", "out=xs.jsonl")
+    assert "unknown agent in 'talk.py': 'tlak': did you mean" in cli.mistake(
+        "agents", "stop", "talk.py", "tlak"
+    )
     add_config(place, "[agents.priority]\ntalkk = 2\n")
     assert "did you mean 'talk'?" in cli.mistake(*RUN)
+
+
+def test_a_file_with_a_slip_of_the_pen_is_not_passed_over(place, model, cli):
+    (place / "more").mkdir()
+    (place / "talk.py").rename(place / "more" / "talk.py")
+    (place / "more" / "slip.py").write_text("import chainstream as cs\nclass Slip(cs.Agent)\n    pass\n")
+    (place / "more" / ".venv").mkdir()
+    (place / "more" / ".venv" / "library.py").write_text("import chainstream\nraise RuntimeError\n")
+    said = cli.mistake("run", "more", "--source", "xs=xs.jsonl", "--sink", "out=out.jsonl")
+    assert "slip.py:2: SyntaxError" in said
+    code, out, _ = cli("agents", "check", "more")
+    assert code == 1
+    assert "slip.py:2: SyntaxError" in out
+    assert "1 agent can run, 1 agent cannot" in out
+    (place / "more" / "slip.py").unlink()
+    cli.good("run", "more", "--source", "xs=xs.jsonl", "--sink", "out=out.jsonl")
+    assert len(out_of(place)) == 60
+
+
+OLD = """
+import chainstream as cs
+class Old(cs.agent.Agent):
+    def __init__(self):
+        super().__init__("old")
+        self.xs = cs.get_stream("xs")
+        self.out = cs.get_stream("out")
+    def start(self):
+        def number(x):
+            self.out.send(self, {"n": x["id"]})
+        self.xs.for_each(self, number)
+"""
+
+
+def test_agents_of_the_older_api_run_with_legacy_on_every_command(place, model, cli):
+    (place / "old.py").write_text(OLD)
+    run = ("run", "old.py", "--source", "xs=xs.jsonl", "--sink", "out=out.jsonl")
+    assert "run with --legacy" in cli.mistake(*run)
+    cli.good(*run, "--legacy")
+    assert out_of(place) == [{"n": n} for n in range(60)]
+    cli.good(*run, "--legacy", "--state", "state", "--processes", "2")
+    assert len(out_of(place)) == 60
+    assert "streams: xs → out" in cli.good("agents", "check", "old.py", "--legacy")
+    assert "all is well" in cli.good("check", "old.py", "--legacy", "--source", "xs=xs.jsonl")
+    # 'out' is written to, so it comes from nowhere: the graph has one source, and a replay wants no other.
+    assert cli.good("graph", "old.py", "--legacy").count("<small>source</small>") == 1
+    cli.good("replay", "old.py", "--legacy", "--recording", "chainwax.db", "--sink", "out=again.jsonl")
+    assert (place / "again.jsonl").read_text() == (place / "out.jsonl").read_text()
+
+
+def test_a_letter_of_listeners_that_run_together_says_why_it_cannot_be_retried(place, model, cli):
+    (place / "talk.py").write_text(TALK.replace("self.seen.append(x", "self.seen.append(1 // x"))
+    shared = 'self.xs.for_each(lambda x: {"n": len(self.seen)}, to_stream=cs.create_stream(self, "more"))\n'
+    (place / "talk.py").write_text((place / "talk.py").read_text() + "        " + shared)
+    cli.good(*RUN)
+    said = cli.mistake("dead-letters", "retry", "talk.py", "--sink", "out=o.jsonl", "--sink", "more=m.jsonl")
+    assert "the listener runs together with others as 'talk-ask-and-2'" in said
 
 
 def test_state_that_cannot_be_kept_is_refused_where_it_must_be(place, model, cli):
@@ -360,7 +456,7 @@ def test_agents_check_tells_all(place, cli):
     assert found["refused"] == [
         {
             "file": "bad.py",
-            "why": "bad.py: agent 'Bad' cannot be started: ZeroDivisionError: division by zero",
+            "why": "bad.py:3: agent 'Bad' cannot be started: ZeroDivisionError: division by zero",
         }
     ]
     assert "together" not in cli("agents", "check", "talk.py")[1]

@@ -7,16 +7,20 @@ before the next that arrives. Whatever is fused, run apart or asked ahead, the p
 import copy
 import random
 from collections import deque
+from pathlib import Path
 from textwrap import dedent, indent
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from bytewax.testing import TestingSource
 
+from chainwax.connectors import Record
 from chainwax.flows.agents.run import run_agent
 from chainwax.flows.chainstream.context import Buffer
 
-from .agent_cases import text_of
+from .agent_cases import Case, text_of
+from .test_agents import Once
 
 
 def model(messages: Any) -> str:
@@ -135,7 +139,7 @@ LISTENERS = [
     'def {f}(x):\n    return {{**x, "v": 100 // (x["v"] % {k})}}',
     'def {f}(x):\n    return x["v"] if x["v"] % {k} == 0 else x',
     'def {f}(x):\n    {s}.add_item({{**x, "h": x["h"] + 1}})\n    return x',
-    'def {f}(x):\n    if x["h"] < 3:\n        {s}.add_item([{{**x, "h": x["h"] + 1}}, {{**x, "h": x["h"] + 2}}])',
+    'def {f}(x):\n    if x["h"] < 3:\n        {s}.add_item([{{**x, "h": x["h"] + n}} for n in (1, 2)])',
     'def {f}(x):\n    self.count += 1\n    return {{**x, "v": self.count}}',
     'def {f}(x):\n    self.{b}.append(x["v"])\n    return {{**x, "v": sum(self.{b}.get_all()) % 97}}',
     'def {f}(x):\n    return {{**x, "v": x["v"] + len(self.{b})}}',
@@ -210,3 +214,20 @@ def test_it_gives_what_one_thing_after_the_other_gives(seed: int) -> None:
         assert sorted(map(text_of, found.prompts)) == sorted(runtime.prompts), source
         errors = sorted((error["function_name"], error["error"]) for error in found.errors)
         assert errors == sorted(runtime.errors), source
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_abort_and_a_resume_change_nothing(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    source = made(chance)
+    came = [("xs", {"v": chance.randrange(30), "h": 0}, float(n // 2)) for n in range(25)]
+    runtime = Reference()
+    runtime.run(source, came)
+    records = [Record((s, x), "", f"arrivals:{n}", t) for n, (s, x, t) in enumerate(came)]
+    once = Once(Case(source=source), tmp_path, model)
+    for at in sorted(chance.randrange(len(records) + 1) for _ in range(2)):
+        once.run([*records[:at], TestingSource.ABORT(), *records[at:]])
+    once.run(records)
+    assert {name: items for name, items in once.outputs.items() if items} == {
+        name: items for name, items in runtime.outputs.items() if ">" not in name
+    }, source
