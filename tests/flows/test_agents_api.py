@@ -17,8 +17,9 @@ from PIL import Image
 from chainwax.flows.agents.run import run_agent
 from chainwax.flows.chainstream import llm
 from chainwax.flows.chainstream._world import World, world_of
+from chainwax.flows.load import load_flow
 from chainwax.flows.testing import TestModel
-from chainwax.router import ConfigError
+from chainwax.router import ConfigError, load_settings
 
 from .agent_cases import HEAD, answer
 from .test_cluster import Model
@@ -469,6 +470,17 @@ def test_agents_check_tells_all(place, cli):
     assert "1 agent can run" in cli.good("agents", "check", "talk.py")
     assert "no agent in it" in cli.mistake("agents", "check", "xs.jsonl")
     assert "there is no 'nowhere'" in cli.mistake("agents", "check", "nowhere")
+
+
+def test_the_configurations_priority_takes_the_place_of_the_agents_own(place, model, cli):
+    def priorities():
+        (agent,) = json.loads(cli.good("agents", "check", "talk.py", "--json"))["agents"]
+        specs = load_flow("talk.py", agents=load_settings().agents).specs()
+        return agent["priority"], {spec.priority for spec in specs.values()}
+
+    assert priorities() == (3, {3})
+    add_config(place, "[agents.priority]\ntalk = 7\n")
+    assert priorities() == (7, {7})
 
 
 def test_an_agent_is_stopped_and_started_while_its_flow_runs(place, model):
