@@ -484,7 +484,7 @@ def test_the_configurations_priority_takes_the_place_of_the_agents_own(place, mo
 
 
 def test_an_agent_is_stopped_and_started_while_its_flow_runs(place, model):
-    lines = [json.dumps({"id": n, "text": f"ticket {n}"}) for n in range(1000)]
+    lines = [json.dumps({"id": n, "text": f"ticket {n}"}) for n in range(4000)]
     (place / "xs.jsonl").write_text("\n".join(lines) + "\n")
     model.latency = 0.05
     command = [sys.executable, "-m", "chainwax.flows.cli"]
@@ -495,7 +495,7 @@ def test_an_agent_is_stopped_and_started_while_its_flow_runs(place, model):
     # It looks every two seconds; then nothing is asked any more, and the rest of the file goes past.
     run.wait(60)
     assert run.returncode == 0
-    assert 20 <= len(out_of(place)) < 1000
+    assert 20 <= len(out_of(place)) < 4000
     assert [x["seen"] for x in out_of(place)] == list(range(1, len(out_of(place)) + 1))
     # What was said holds for later runs, until it is taken back.
     (place / "out.jsonl").write_text("")
