@@ -9,8 +9,8 @@ import typer
 
 from chainwax.flows.execute import bound_flow, execute, job_of
 from chainwax.flows.job import Backfill, checked
-from chainwax.flows.options import FlowName, RunOptions, takes_run_options
-from chainwax.router import ConfigError, load_settings
+from chainwax.flows.options import FlowName, RunOptions, settings_of, takes_run_options
+from chainwax.router import ConfigError
 
 __all__ = ["backfill_command"]
 
@@ -36,7 +36,7 @@ def backfill_command(
         raise ConfigError(f"--budget {budget:g}: is dollars, above 0")
     if not 0 < share <= 1:
         raise ConfigError(f"--share {share:g}: is above 0 and at most 1")
-    settings = load_settings(options.config)
+    settings = settings_of(options.config, legacy=options.legacy)
     if settings.run.recording is None:
         raise ConfigError(
             "a backfill needs a recording, and the configuration says that there is none: it is how it knows "

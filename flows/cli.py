@@ -34,6 +34,7 @@ from chainwax.flows.options import (
     Debug,
     FlowName,
     Json,
+    Legacy,
     RunOptions,
     Sinks,
     Sources,
@@ -41,6 +42,7 @@ from chainwax.flows.options import (
     config_name,
     make_console,
     print_json,
+    settings_of,
     takes_run_options,
 )
 from chainwax.flows.place import placed
@@ -122,13 +124,13 @@ def run_command(
     serve: _Serve = None,
 ) -> None:
     """Run a flow to the end of its sources. Ctrl-C lets it drain, once more stops it at once."""
-    settings = load_settings(options.config)
+    settings = settings_of(options.config, legacy=options.legacy)
     graph = bound_flow(flow, settings, options.source, options.sink)
     job = job_of(graph, settings, options, serve=address_of(serve, settings))
     place = placed(process_id, addresses, os.environ)
     if place is not None and processes > 1:
         raise ConfigError("--processes is for one machine, -i and -a for several: give one of them")
-    command = Command(flow, options.config, processes, place)
+    command = Command(flow, options.config, processes, place, options.legacy)
     execute(job, plot=options.plot, as_json=options.as_json, command=command)
 
 
@@ -155,7 +157,7 @@ def replay_command(
     A sink that is not bound drops what it gets. The router starts without what earlier runs learned, unless
     the configuration says learn_from_recording.
     """
-    settings = load_settings(options.config)
+    settings = settings_of(options.config, legacy=options.legacy)
     own: dict[str, Any] = {"recording": record_to}
     if "learn_from_recording" not in settings.run.model_fields_set:
         own["learn_from_recording"] = False
@@ -194,9 +196,10 @@ def check_command(
     source: Sources = None,
     sink: Sinks = None,
     config: ConfigFile = None,
+    legacy: Legacy = False,
 ) -> None:
     """Check a flow, its configuration and the first items of its sources; ask no model."""
-    settings = load_settings(config)
+    settings = settings_of(config, legacy=legacy)
     count = print_check(
         bound_flow(flow, settings, source, sink),
         settings,
@@ -216,9 +219,11 @@ def graph_command(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Else standard output."),
     ] = None,
+    config: ConfigFile = None,
+    legacy: Legacy = False,
 ) -> None:
     """Draw a flow as a Mermaid diagram or as SVG."""
-    graph = load_flow(flow)
+    graph = load_flow(flow, agents=settings_of(config, legacy=legacy).agents)
     if format not in ("mermaid", "svg"):
         raise UnknownName("format", format, ("mermaid", "svg"))
     text = graph.mermaid() if format == "mermaid" else graph.svg()

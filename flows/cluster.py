@@ -64,6 +64,8 @@ class Command:
     processes: int
     place: Place | None = None
     """Where the others are on other machines: ``processes`` is 1 then."""
+    legacy: bool = False
+    """Whether the agents are of ChainStream's older API, whatever the configuration says."""
 
     @property
     def count(self) -> int:
@@ -306,6 +308,7 @@ class _Cluster:
         return Orders(
             flow=self._command.flow,
             config=None if config is None else str(config),
+            legacy=self._command.legacy,
             sources=_uris(job.sources),
             sinks=_uris(job.sinks),
             dead_letters=job.dead_letters,

@@ -164,7 +164,7 @@ class _Known:
 def _known(settings: Settings, path: Path | None, flow: str) -> _Known:
     enabled = [name for name, model in settings.models.items() if model.enabled]
     if re.search(r"\.py(:|$)|:", flow):
-        graph = load_flow(flow)
+        graph = load_flow(flow, agents=settings.agents)
         known = _Known(graph.id, list(graph.specs()), configured=enabled)
     else:
         known = _Known(flow, configured=enabled)

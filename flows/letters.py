@@ -137,7 +137,7 @@ def retry_command(
     settings = load_settings(config)
     path = _recording(settings, recording)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"recording": path})})
-    graph = load_flow(flow).build()
+    graph = load_flow(flow, agents=settings.agents).build()
     bound = bindings("--sink", sink)
     err = make_console(stderr=True)
     to_stdout = any(parse_uri(uri).scheme == "stdout" for uri in bound.values())

@@ -25,12 +25,13 @@ from typing import Any
 from chainwax.connectors import StopSwitch
 from chainwax.flows.job import Job, Member
 from chainwax.flows.load import load_flow
+from chainwax.flows.options import settings_of
 from chainwax.flows.panics import without_panics
 from chainwax.flows.progress import counted
 from chainwax.flows.relay import RelayLine
 from chainwax.flows.runner import run_member
 from chainwax.flows.tally import Tally
-from chainwax.router import ChainwaxError, LLMManager, load_settings
+from chainwax.router import ChainwaxError, LLMManager
 from chainwax.router.share import Share
 
 __all__ = ["Orders", "main"]
@@ -47,6 +48,7 @@ class Orders:
 
     flow: str
     config: str | None
+    legacy: bool
     sources: Mapping[str, str]
     sinks: Mapping[str, str]
     dead_letters: str | None
@@ -62,7 +64,7 @@ class Orders:
 
     def job(self, stop: StopSwitch, line: RelayLine | None) -> Job:
         """The same as a job. Raises :class:`ConfigError`."""
-        settings = load_settings(self.config)
+        settings = settings_of(None if self.config is None else Path(self.config), legacy=self.legacy)
         return Job(
             flow=load_flow(self.flow, agents=settings.agents, sources=self.sources, sinks=self.sinks),
             settings=settings,

@@ -14,13 +14,14 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
-from chainwax.router import ConfigError
+from chainwax.router import ConfigError, Settings, load_settings
 
 __all__ = [
     "ConfigFile",
     "Debug",
     "FlowName",
     "Json",
+    "Legacy",
     "RunOptions",
     "Sinks",
     "Sources",
@@ -28,6 +29,7 @@ __all__ = [
     "config_name",
     "make_console",
     "print_json",
+    "settings_of",
     "takes_run_options",
 ]
 
@@ -59,6 +61,9 @@ Sinks = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The configuration; chainwax.toml where there is one.")
+]
+Legacy = Annotated[
+    bool, typer.Option("--legacy", help="Agents of ChainStream's older API; as agents.legacy says it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -107,6 +112,7 @@ class RunOptions:
         str | None,
         typer.Option(metavar="SPEED", help="max, 1x (their own time stamps) or a factor such as 10x."),
     ] = None
+    legacy: Legacy = False
     as_json: Json = False
     debug: Debug = False
 
@@ -143,6 +149,14 @@ def bindings(option: str, given: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"{option} {text}: '{name}' is given twice")
         bound[name] = uri
     return bound
+
+
+def settings_of(config: Path | None, *, legacy: bool = False) -> Settings:
+    """The configuration, with what the command line says of it. Raises :class:`ConfigError`."""
+    settings = load_settings(config)
+    if legacy:
+        settings = settings.model_copy(update={"agents": settings.agents.model_copy(update={"legacy": True})})
+    return settings
 
 
 def config_name(config: Path | None) -> str | None:

@@ -21,7 +21,15 @@ from typing_extensions import override
 
 from chainwax.connectors import ItemsSource, StopSwitch, parse_uri
 from chainwax.flows.graph import Flow
-from chainwax.flows.nodes import BatchNode, FeedbackNode, LLMNode, SourceNode, StatefulMapNode, WindowNode
+from chainwax.flows.nodes import (
+    AgentsNode,
+    BatchNode,
+    FeedbackNode,
+    LLMNode,
+    SourceNode,
+    StatefulMapNode,
+    WindowNode,
+)
 from chainwax.flows.replay import Nowhere
 from chainwax.flows.runner import Job, run_job
 from chainwax.operators.item import Batch, Item
@@ -76,6 +84,12 @@ class Retried:
 def refusal(flow: Flow, letter: Letter) -> str | None:
     """Why a letter cannot be retried; None where it can."""
     if letter.node not in flow.nodes:
+        for node in flow.nodes.values():
+            if isinstance(node, AgentsNode) and any(m.listener.id == letter.node for m in node.group.members):
+                return (
+                    f"the listener runs together with others as '{node.id}', and what they held then is not "
+                    "there any more: run the flow over its source again"
+                )
         return f"the flow '{flow.id}' has no such node: {nearest(letter.node, flow.nodes)}"
     if isinstance(flow.nodes[letter.node], SourceNode):
         return "the source could not read it: mend it there"

@@ -40,6 +40,12 @@ _HARMLESS = frozenset(
 """Functions that leave what they are given as it is."""
 
 
+_KNOWN_CALLS = frozenset(
+    "get_stream create_stream log_to_console notify_user for_each add_item send_item send".split()  # noqa: SIM905
+)
+"""Of the API: they are given an agent for its name alone."""
+
+
 class Place:
     """Where state lies: an attribute of an agent, a variable around a function, a name of a module."""
 
@@ -397,7 +403,7 @@ class _Function(ast.NodeVisitor):
         if not isinstance(parent, ast.Call) or parent.func is node:
             return False
         name = parent.func.attr if isinstance(parent.func, ast.Attribute) else getattr(parent.func, "id", "")
-        return name in ("get_stream", "create_stream", "log_to_console", "notify_user", "for_each")
+        return name in _KNOWN_CALLS
 
     def _of_get_stream(self, node: ast.expr) -> None:
         name = self._text_given(node, -1)

@@ -14,11 +14,11 @@ from chainwax.flows.agents.groups import Group, grouped
 from chainwax.flows.agents.load import agent_files, put_in_place, start_agents, world_for
 from chainwax.flows.agents.questions import sites_of
 from chainwax.flows.agents.saved import check_state
-from chainwax.flows.chainstream._world import World, enter, identifier
+from chainwax.flows.chainstream._world import World, enter
 from chainwax.flows.control import tell
-from chainwax.flows.load import run_file
-from chainwax.flows.options import ConfigFile, Json, make_console, print_json
-from chainwax.router import ConfigError, load_settings
+from chainwax.flows.load import load_flow, run_file
+from chainwax.flows.options import ConfigFile, Json, Legacy, make_console, print_json, settings_of
+from chainwax.router import ConfigError, UnknownName, load_settings
 
 __all__ = ["agents_app"]
 
@@ -46,6 +46,7 @@ class _Found:
 def check_command(
     place: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of agents, or one agent's file.")],
     config: ConfigFile = None,
+    legacy: Legacy = False,
     as_json: Json = False,
 ) -> None:
     """List agents with their streams and LLM nodes, what runs together, and what is refused and why."""
@@ -54,7 +55,7 @@ def check_command(
     files = agent_files(place)
     if not files:
         raise ConfigError(f"{place}: there is no agent in it: a file that imports chainstream")
-    world = world_for(load_settings(config).agents, None, None)
+    world = world_for(settings_of(config, legacy=legacy).agents, None, None)
     put_in_place()
     enter(world)
     found = _found(world, files)
@@ -69,8 +70,12 @@ def check_command(
 
 def _told(flow: str, agent: str, recording: Path | None, config: Path | None, *, stopped: bool) -> None:
     settings = load_settings(config)
-    place = Path(flow)
-    name = identifier(place.resolve().stem) if place.is_dir() or flow.endswith(".py") else flow
+    name = flow
+    if Path(flow).is_dir() or flow.endswith(".py"):
+        graph = load_flow(flow, agents=settings.agents)
+        name = graph.id
+        if agent not in graph.parts:
+            raise UnknownName(f"agent in '{flow}':", agent, graph.parts)
     running = tell(settings, recording or settings.run.recording, name, "stopped", stopped, agent)
     make_console().print(
         f"flow {name}: agent '{agent}' is {'stopped' if stopped else 'started'}"

@@ -11,7 +11,6 @@ Listeners without a state may run ahead of their turn; what they send waits for 
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from chainwax.flows.agents.groups import Group, Member
 from chainwax.flows.agents.questions import FunctionRaised
 from chainwax.flows.agents.saved import dump_state
 from chainwax.flows.chainstream._world import Listener, invoking
-from chainwax.flows.chainstream.stream import items_of
+from chainwax.flows.chainstream.stream import copied, items_of
 from chainwax.operators.item import FailedItem, Item
 from chainwax.router.errors import Cancelled
 from chainwax.router.types import CallRef, CallResult
@@ -46,31 +45,40 @@ class Run:
         "listener",
         "member",
         "outputs",
+        "outside",
         "prompts",
         "refs",
         "runs",
         "time",
     )
 
-    def __init__(self, item: Item, now: float) -> None:
+    def __init__(self, item: Item, now: float, outside: frozenset[str]) -> None:
         self.item = item
         self.time = now
         """When the item arrived."""
+        self.outside = outside
+        """Streams that others listen to."""
         self.listener: Listener | None = None
         """The one that runs."""
         self.runs: Member | None = None
         self.member = 0
-        self.outputs: list[tuple[str, Any, int]] = []  # stream, value, and which listener sent it
+        self.outputs: list[tuple[str, Any, int, Any]] = []
+        """Stream, value, which listener sent it, and what others get: the value as it was then."""
         self.failures: list[FailedItem] = []
         self.refs: list[CallRef] = []
-        self.prompts: list[Any] = []
+        self.prompts: list[tuple[str, Any]] = []
+        """With the id of the listener that asked."""
         self.done = False
 
     def emit(self, stream: str, item: Any) -> None:
         """Send an item to a stream."""
         assert self.runs is not None
         self.runs.check_write(stream)
-        self.outputs.append((stream, item, self.member))
+        self.send(stream, item)
+
+    def send(self, stream: str, value: Any) -> None:
+        """The same, where it is known that the stream is one of the listener's."""
+        self.outputs.append((stream, value, self.member, copied(value) if stream in self.outside else None))
 
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
         """Nobody foresaw that this group would ask a model."""
@@ -83,7 +91,7 @@ class AskingRun(Run):
     __slots__ = ("_engine", "answer", "delivery", "greenlet", "numbers")
 
     def __init__(self, engine: Engine, delivery: Delivery, now: float) -> None:
-        super().__init__(delivery.item, now)
+        super().__init__(delivery.item, now, engine.outside)
         self._engine = engine
         self.delivery = delivery
         self.greenlet: greenlet | None = None
@@ -93,7 +101,9 @@ class AskingRun(Run):
 
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
         """Ask and wait, while the worker goes on with others."""
-        self.prompts.append(prompt)
+        prompt = copied(prompt)  # a conversation that the agent goes on with is still asked as it is now
+        assert self.listener is not None
+        self.prompts.append((self.listener.id, prompt))
         self._engine.asks(self, kind, prompt, frame)
         self._engine.main.switch()
         result = self.answer
@@ -128,9 +138,9 @@ Ask = Callable[[AskingRun, str, Any, Any], None]
 class Engine:
     """One group's listeners on one worker.
 
-    ``limit`` is how many calls of listeners may wait for models at once. ``copies`` has each item that
-    arrives copied where a listener may change it, because others still want it as it was. ``kept`` says that
-    the state will be asked for.
+    ``limit`` is how many calls of listeners may wait for models at once. ``kept`` says that the state will be
+    asked for. Where a listener may change an item, each that arrives is copied: sinks, recordings and other
+    groups still want it as it was.
     """
 
     def __init__(
@@ -139,9 +149,8 @@ class Engine:
         limit: int,
         ask: Ask,
         *,
-        copies: bool = False,
         kept: bool = True,
-        trace: list[tuple[str, Any]] | None = None,
+        trace: list[tuple[str, str, Any]] | None = None,
     ) -> None:
         self.asks = ask
         self.main = greenlet.getcurrent()
@@ -150,7 +159,7 @@ class Engine:
         self._group = group
         self._limit = limit
         self._trace = trace
-        self._copies = copies and any(member.touches.changes_item for member in group.members)
+        self._copies = any(member.touches.changes_item for member in group.members)
         self._members: dict[str, list[Member]] = {}
         for member in group.members:
             self._members.setdefault(member.listener.stream, []).append(member)
@@ -166,7 +175,7 @@ class Engine:
             if kept and stream not in self._free and any(member.asks for member in members)
         }
         """Streams whose listeners have one and may wait for a model in the middle of changing it."""
-        self._outside = frozenset(group.outputs)
+        self.outside = frozenset(group.outputs)
         self._waits = group.asks
         self._arrivals: deque[deque[Delivery]] = deque()
         self._startable: deque[Delivery] = deque()
@@ -186,7 +195,7 @@ class Engine:
     def feed(self, stream: str, item: Item) -> None:
         """Take an item that arrived on a stream that is listened to."""
         if self._copies:
-            item = item.with_value(copy.deepcopy(item.value))
+            item = item.with_value(copied(item.value))
         delivery = Delivery(stream, item)
         self._arrivals.append(deque((delivery,)))
         if self._waits:
@@ -260,9 +269,9 @@ class Engine:
             tree.popleft()
             out += run.failures
             if self._trace is not None:
-                self._trace += [(delivery.item.position, prompt) for prompt in run.prompts]
+                self._trace += [(delivery.item.position, asked, prompt) for asked, prompt in run.prompts]
             if run.outputs:
-                out += [one for one in self._sent(run) if one[0] in self._outside]
+                out += self._sent(run, outside=True)
                 tree.extend(self._caused(delivery))
         return moved
 
@@ -270,28 +279,37 @@ class Engine:
         if delivery.children is None:
             assert delivery.run is not None
             delivery.children = [
-                Delivery(stream, item) for stream, item in self._sent(delivery.run) if stream in self._members
+                Delivery(stream, item) for stream, item in self._sent(delivery.run, outside=False)
             ]
         return delivery.children
 
-    def _sent(self, run: Run) -> list[tuple[str, Item]]:
+    def _sent(self, run: Run, *, outside: bool) -> list[tuple[str, Item]]:
         """What a run sent, as items with places of their own: the same ones whenever it is run again."""
+        streams = self.outside if outside else self._members.keys()
         root = run.item
         calls = (*root.calls, *run.refs) if run.refs else root.calls
         when = run.time if root.time is None else root.time
         return [
             (
                 stream,
-                Item(value, root.key, f"{root.position}/{member}.{number}", when, calls, root.window_id),
+                Item(
+                    shown if outside else value,
+                    root.key,
+                    f"{root.position}/{member}.{number}",
+                    when,
+                    calls,
+                    root.window_id,
+                ),
             )
-            for number, (stream, value, member) in enumerate(run.outputs)
+            for number, (stream, value, member, shown) in enumerate(run.outputs)
+            if stream in streams
         ]
 
     def _start(self, delivery: Delivery) -> None:
         now = time.time() if delivery.item.time is None else delivery.item.time
         members = self._members[delivery.stream]
         if not self._waits:
-            run = delivery.run = Run(delivery.item, now)
+            run = delivery.run = Run(delivery.item, now, self.outside)
             before = invoking(run)
             _call_all(run, members)
             invoking(before)
@@ -424,7 +442,8 @@ def _call_all(run: Run, members: Sequence[Member]) -> None:
         try:
             returned = listener.fn(run.item.value)
             if returned is not None:
-                run.outputs += [(listener.output, value, number) for value in items_of(returned)]
-        except Exception as error:
+                for value in items_of(returned):
+                    run.send(listener.output, value)
+        except (Exception, SystemExit) as error:  # an agent that exits ends nothing but its own item
             run.failures.append(FailedItem.of(run.item, listener.id, error))
     run.done = True

@@ -68,7 +68,9 @@ class Group:
 
     @property
     def is_line(self) -> bool:
-        """Whether its members follow one another, without a state and without models."""
+        """Whether its members follow one another, without a state, without models and without a way back."""
+        heard = {member.listener.stream for member in self.members}
+        after = [{member.listener.stream} for member in self.members[1:]] + [set()]
         return (
             not self.state
             and not self.asks
@@ -77,6 +79,10 @@ class Group:
             and all(
                 after.listener.stream == before.listener.output
                 for before, after in zip(self.members, self.members[1:], strict=False)
+            )
+            and all(
+                heard.isdisjoint(member.writes - following)
+                for member, following in zip(self.members, after, strict=True)
             )
             and not any(member.touches.changes_item or member.touches.anywhere for member in self.members)
         )

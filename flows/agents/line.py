@@ -10,7 +10,7 @@ from typing import Any
 
 from chainwax.flows.agents.groups import Group, Member
 from chainwax.flows.chainstream._world import invoking
-from chainwax.flows.chainstream.stream import items_of
+from chainwax.flows.chainstream.stream import copied, items_of
 from chainwax.operators.item import FailedItem, Item
 
 __all__ = ["run_line"]
@@ -29,7 +29,7 @@ class _Sending:
     def emit(self, stream: str, item: Any) -> None:
         assert self.member is not None
         self.member.check_write(stream)
-        self.sent.append((stream, item))
+        self.sent.append((stream, copied(item)))  # the listener may go on with it
 
     def ask(self, kind: str, prompt: Any, frame: Any) -> str:
         raise RuntimeError(f"'{frame.f_code.co_name}' asks a model, which its source does not show")
@@ -76,7 +76,7 @@ def run_line(group: Group) -> Callable[[list[Item]], list[Any]]:
         if not listener.active:
             return on
         for value, position in values:
-            failed: Exception | None = None
+            failed: BaseException | None = None
             try:
                 returned = listener.fn(value)
                 if returned is not None:
@@ -84,7 +84,7 @@ def run_line(group: Group) -> Callable[[list[Item]], list[Any]]:
                     sent = [*sending.sent, *sent] if sending.sent else sent
                 else:
                     sent = sending.sent
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failed, sent = error, sending.sent
             if sending.sent:
                 sending.sent = []

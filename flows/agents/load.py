@@ -6,7 +6,9 @@ import ast
 import contextlib
 import importlib
 import inspect
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +32,10 @@ __all__ = [
     "put_in_place",
     "start_agents",
     "world_for",
+    "written_streams",
 ]
 
+_IMPORTS = re.compile(rb"^\s*(?:import|from)\s+chainstream\b", re.MULTILINE)
 _API = ("action", "agent", "context", "llm", "memory", "stream")
 ARRIVALS = "arrivals"
 """The source of a flow whose items say themselves which stream they arrive on."""
@@ -42,9 +46,14 @@ def _is_agent_file(path: Path) -> bool:
     if path.suffix != ".py" or not path.is_file():
         return False
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
+        source = path.read_bytes()
+    except OSError:
         return False
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        # An agent with a slip of the pen is one all the same: whoever loads it says what is wrong.
+        return _IMPORTS.search(source) is not None
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -54,10 +63,16 @@ def _is_agent_file(path: Path) -> bool:
     return False
 
 
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file below a folder is the user's: not one of an environment or a hidden folder."""
+    parts = path.relative_to(folder).parts
+    return not any(part.startswith(".") or part == "site-packages" for part in parts)
+
+
 def agent_files(place: Path) -> list[Path]:
-    """The agents' files that a path names: itself, or all below a folder, by name."""
+    """The agents' files that a path names: itself, or all below a folder that are not hidden, by name."""
     if place.is_dir():
-        return sorted(path for path in place.rglob("*.py") if _is_agent_file(path))
+        return sorted(path for path in place.rglob("*.py") if _is_own(path, place) and _is_agent_file(path))
     return [place] if _is_agent_file(place) else []
 
 
@@ -137,7 +152,10 @@ def _not_started(place: str, cls: type[Agent], raised: BaseException) -> ConfigE
     why, hint = f"{type(raised).__name__}: {raised}", ""
     if isinstance(raised, KeyError) and str(raised.args[0]).startswith("no stream "):
         why, hint = raised.args[0], " (a stream from outside is bound by --source NAME=URI)"
-    error = ConfigError(f"{place}: agent '{cls.__name__}' cannot be started: {why}{hint}")
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(raised.__traceback__) if frame.filename == file]
+    at = f"{place}:{lines[-1]}" if lines else place
+    error = ConfigError(f"{at}: agent '{cls.__name__}' cannot be started: {why}{hint}")
     error.__cause__ = raised
     return error
 
@@ -197,13 +215,30 @@ def load_agents(
     for name in config.priority:
         if name not in world.agents:
             raise UnknownName("agent in [agents.priority]:", name, world.agents)
+    for name in sources or ():
+        if name not in world.asked:
+            raise UnknownName("stream for --source, which no agent asks for:", name, world.asked)
     world.running = True
+    written = {stream for group in grouped(world) for stream in group.outputs}
+    if sources is None:
+        # What is only written to does not come from outside; with the older API, what is written to at all.
+        heard = {listener.stream for listener in world.listeners} - (written if config.legacy else set())
+        world.given &= heard
     if sinks is None:
-        written = {stream for group in grouped(world) for stream in group.outputs}
-        sinks = [name for name in world.streams if name in written and name not in world.anonymous]
-        sinks = [name for name in sinks if name not in world.given]
+        sinks = [name for name in written_streams(world, world.given) if name not in world.given]
     stem = Path(place).resolve().stem
     return agents_flow(identifier(stem), world, sources=sorted(world.given), sinks=list(sinks))
+
+
+def written_streams(world: World, given: Iterable[str]) -> list[str]:
+    """The streams with a name that something may come to when something comes to those that are given."""
+    reached = set(given)
+    written: set[str] = set()
+    for group in grouped(world):
+        if not reached.isdisjoint(group.inputs):
+            written.update(group.outputs)
+            reached.update(group.outputs)
+    return [name for name in world.streams if name in written and name not in world.anonymous]
 
 
 def agents_flow(
@@ -222,14 +257,18 @@ def agents_flow(
     """
     groups = grouped(world)
     written = {stream for group in groups for stream in group.outputs}
-    for what, names, known in (
-        ("source", sources, {s for group in groups for s in group.inputs}),
-        ("sink", sinks, {s for s in world.streams if s not in world.anonymous}),
-    ):
-        for name in names:
-            check_id(f"the {what}'s name", name)
-            if name not in known and what == "sink":
-                raise UnknownName(f"stream for --{what}:", name, known)
+    for name in sources:
+        check_id("the source's name", name)
+    known = {stream for stream in world.streams if stream not in world.anonymous}
+    for name in sinks:
+        check_id("the sink's name", name)
+        if name not in known:
+            raise UnknownName("stream for --sink:", name, known)
+    if not arrivals and (both := set(sources) & set(sinks)):
+        raise ConfigError(
+            f"--sink {min(both)}: --source {min(both)} is bound to the same stream, and one stream cannot be "
+            "both: let the agent write to a stream of its own"
+        )
     nodes: list[Node] = []
     if arrivals:
         nodes.append(SourceNode(ARRIVALS))

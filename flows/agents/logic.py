@@ -79,13 +79,12 @@ class _Shared:
     def build(self, state: _State | None) -> StatefulBatchLogic[tuple[str, Item], Out, _State]:
         if state is not None:
             load_state(self.group, state[0], self.world)
-        copies = self._manager is not None and self._manager.settings.run.record_items
         if not self.group.asks:
-            return _Inline(self, copies, state)
+            return _Inline(self, state)
         settings = self.manager.settings
         lane = Lane(settings.defaults.max_in_flight or settings.run.max_in_flight)
         self._pressure.add(lane)
-        return _Asking(self, lane, copies, state)
+        return _Asking(self, lane, state)
 
     @property
     def manager(self) -> LLMManager:
@@ -112,9 +111,9 @@ class _Shared:
 class _Inline(StatefulBatchLogic[tuple[str, Item], Out, _State]):
     """A group that asks no model: it is worked off at once."""
 
-    def __init__(self, shared: _Shared, copies: bool, state: _State | None) -> None:
+    def __init__(self, shared: _Shared, state: _State | None) -> None:
         self._kept = shared.world.kept
-        self._engine = Engine(shared.group, 1, _never, copies=copies)
+        self._engine = Engine(shared.group, 1, _never)
         self._ready: list[Out] = []
         if state is not None:
             self._engine.restore(state[1])
@@ -138,7 +137,7 @@ class _Inline(StatefulBatchLogic[tuple[str, Item], Out, _State]):
 class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
     """A group that asks models: it is worked off on a thread of its own."""
 
-    def __init__(self, shared: _Shared, lane: Lane, copies: bool, state: _State | None) -> None:
+    def __init__(self, shared: _Shared, lane: Lane, state: _State | None) -> None:
         self._shared = shared
         self._lane = lane
         self._outbox: dict[str, tuple[LLMInterface, list[Query]]] = {}
@@ -147,7 +146,6 @@ class _Asking(StatefulBatchLogic[tuple[str, Item], Out, _State]):
             shared.group,
             lane.limit,
             self._ask,
-            copies=copies,
             kept=shared.world.kept,
             trace=shared.world.trace,
         )

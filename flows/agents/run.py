@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 from bytewax.testing import cluster_main, run_main
 
 from chainwax.connectors import InProcessBus, ItemsSource, ListSink, Record
-from chainwax.flows.agents.load import ARRIVALS, agents_flow, as_chainstream, start_agents
+from chainwax.flows.agents.load import (
+    ARRIVALS,
+    agents_flow,
+    as_chainstream,
+    start_agents,
+    written_streams,
+)
 from chainwax.flows.agents.questions import FunctionRaised
 from chainwax.flows.chainstream._world import Listener, World, world_of
 from chainwax.router import LLMManager, ModelConfig, Settings, Tier, Usage, load_settings
@@ -32,9 +38,9 @@ class AgentRun(NamedTuple):
     outputs: dict[str, list[Any]]
     """The items of each stream that an agent has named, in order."""
     prompts: list[Any]
-    """What models were asked, as the agent gave it, arrival by arrival."""
+    """What models were asked, as the agent gave it: arrival by arrival, and then as far as listeners go."""
     errors: list[dict[str, Any]]
-    """What listeners raised, arrival by arrival: ``exception`` (the message), ``error`` (the class),
+    """What listeners raised, in the same order: ``exception`` (the message), ``error`` (the class),
     ``function_name``, ``agent_id``, ``stream``, ``output_stream_id`` and ``item``."""
 
 
@@ -80,11 +86,9 @@ def _run(
     settings: Settings | None,
 ) -> AgentRun:
     listeners = {listener.id: listener for listener in world.listeners}
-    written = _written(world)
+    written = written_streams(world, given)
     outputs: dict[str, list[Any]] = {name: [] for name in named if name not in given or name in written}
-    flow = agents_flow(
-        "agents", world, sources=given, sinks=[name for name in outputs if name in written], arrivals=True
-    )
+    flow = agents_flow("agents", world, sources=given, sinks=written, arrivals=True)
     world.running = True
     letters: list[dict[str, Any]] = []
     if settings is None:
@@ -112,19 +116,17 @@ def _run(
             cluster_main(dataflow, [], 0, worker_count_per_proc=workers, epoch_interval=timedelta(seconds=10))  # type: ignore[no-untyped-call]
         manager.settle()
     assert world.trace is not None
-    asked = sorted(world.trace, key=lambda entry: _arrival(entry[0]))
-    letters.sort(key=lambda letter: _arrival(letter["position"]))
-    return AgentRun(outputs, [prompt for _, prompt in asked], [_error(one, listeners) for one in letters])
+    # Steps run beside each other: which of two listeners came first is said by the stream, not by chance.
+    order = {listener: number for number, listener in enumerate(listeners)}
+    asked = sorted(world.trace, key=lambda entry: (_place(entry[0]), order[entry[1]]))
+    letters.sort(key=lambda letter: (_place(letter["position"]), order[letter["node"]]))
+    return AgentRun(outputs, [prompt for _, _, prompt in asked], [_error(one, listeners) for one in letters])
 
 
-def _written(world: World) -> set[str]:
-    from chainwax.flows.agents.groups import grouped
-
-    return {stream for group in grouped(world) for stream in group.outputs}
-
-
-def _arrival(position: str) -> int:
-    return int(position.partition("/")[0].rpartition(":")[2])
+def _place(position: str) -> tuple[int, int, list[list[int]]]:
+    """The arrival, how many listeners lie between it and the item, and which item of theirs it was."""
+    arrival, *path = position.rpartition(":")[2].split("/")
+    return int(arrival), len(path), [[int(number) for number in step.split(".")] for step in path]
 
 
 def _error(letter: Mapping[str, Any], listeners: Mapping[str, Listener]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class World:
     agents: dict[str, Agent] = field(default_factory=dict)
     streams: dict[str, str] = field(default_factory=dict)
     """Names of the streams, and the agent that made each; empty where none did."""
+    asked: set[str] = field(default_factory=set)
+    """Names of the streams that agents have asked for."""
     anonymous: set[str] = field(default_factory=set)
     listeners: list[Listener] = field(default_factory=list)
     kept: bool = True
@@ -79,8 +81,9 @@ class World:
     running: bool = False
     """Whether the flow is made: what agents say from now on cannot change it."""
 
-    trace: list[tuple[str, Any]] | None = None
-    """Where prompts are written down, each with the place of its item, for whoever wants to see them."""
+    trace: list[tuple[str, str, Any]] | None = None
+    """Where prompts are written down, each with the place of its item and the id of the listener that asked,
+    for whoever wants to see them."""
 
     def __post_init__(self) -> None:
         self.streams.update(dict.fromkeys(self.given, ""))
@@ -93,6 +96,7 @@ class World:
 
     def get(self, stream_id: str) -> str:
         """The stream of a name. Raises KeyError."""
+        self.asked.add(stream_id)
         if stream_id not in self.streams:
             if self.open:
                 self.given |= {stream_id}
@@ -105,8 +109,15 @@ class World:
         """A new stream. Raises KeyError where there is one of this name."""
         if self.open and stream_id in self.given:
             self.given -= {stream_id}  # it was taken to come from outside
-        elif self.streams.get(stream_id) or stream_id in self.given:
+        elif stream_id in self.given:
+            raise KeyError(f"there is a stream {stream_id!r} already: a source is bound to it")
+        elif self.streams.get(stream_id):
             raise KeyError(f"there is a stream {stream_id!r} already")
+        elif self.running:
+            raise RuntimeError(
+                f"agent '{agent_id}': stream '{stream_id}' cannot be made while the flow runs: its graph is "
+                "made when the agents start; create it in __init__ or start"
+            )
         self.streams[stream_id] = agent_id
         return stream_id
 

@@ -23,6 +23,8 @@ __all__ = ["Model", "get_model", "make_prompt", "parse_response"]
 _KINDS = ("text", "image", "audio")
 _IMAGES = ("jpg", "png", "jpeg")
 _AUDIO = ("wav", "flac", "mp3")
+_SAID = (int, float, list, tuple, type(None))
+"""What a list in a prompt may hold besides: said as Python writes it."""
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 
 
@@ -43,7 +45,10 @@ class Model:
         """
         invocation = invoked()
         if invocation is None:
-            raise RuntimeError("a model was asked outside of a listener: no run is there to pay for it")
+            raise RuntimeError(
+                "a model was asked outside of a listener, or on a thread that a listener began: "
+                "ask it in the listener itself, where other items go on meanwhile"
+            )
         return invocation.ask(self.kind, prompt_message, sys._getframe(1))
 
 
@@ -72,13 +77,14 @@ def make_prompt(*args: Any, system_prompt: str | None = None) -> list[dict[str, 
     """One message of parts, in OpenAI's shape.
 
     A text is a text; a dict is ``str(dict)``; the path of a picture and a PIL image are pictures; the path
-    of a recording is a recording; a list or a :class:`Buffer` is each of its items. Raises ValueError for
-    all else, numbers too, and for a list of several kinds.
+    of a recording is a recording; a list or a :class:`Buffer` is each of its items, numbers and lists among
+    them as their text. Raises ValueError for all else, a number by itself too, and for a list of several
+    kinds, with ChainStream's own words.
     """
     messages: list[dict[str, Any]] = []
     if system_prompt is not None:
         if not isinstance(system_prompt, str):
-            raise ValueError(f"system_prompt is a text, not {type(system_prompt).__name__}")
+            raise ValueError(f"system_prompt must be a string, got {type(system_prompt)}")
         messages.append({"role": "system", "content": system_prompt})
     parts: list[dict[str, Any]] = []
     for arg in args:
@@ -96,18 +102,17 @@ def _parts_of_list(several: list[Any]) -> list[dict[str, Any]]:
     if not several:
         warnings.warn("an empty list adds nothing to a prompt", stacklevel=3)
         return []
-    kind = type(several[0])
-    if not all(isinstance(one, kind) for one in several):
-        raise ValueError(f"a list in a prompt is of one kind, and its first is of {kind.__name__}")
-    parts = [_part(one) for one in several]
-    if world().strict and parts[0]["type"] == "text":
+    first = several[0]
+    if not all(isinstance(one, type(first)) for one in several):
+        raise ValueError(f"all elements must be of the same type, got {type(first)}")
+    if world().strict and not _is_picture(first) and not _is_path(first):
         return []  # upstream sends pictures and recordings of a list, and drops all else
-    return parts
+    return [_part(str(one) if isinstance(one, _SAID) else one) for one in several]
 
 
 def _part(arg: Any) -> dict[str, Any]:
     if isinstance(arg, str):
-        suffix = arg.rpartition(".")[2].lower() if len(arg) < 4096 and "\n" not in arg else ""
+        suffix = _suffix(arg)
         if suffix in _IMAGES and _is_file(arg):
             return _picture(Path(arg).read_bytes(), mimetypes.guess_type(arg)[0] or "image/jpeg")
         if suffix in _AUDIO and _is_file(arg):
@@ -116,16 +121,29 @@ def _part(arg: Any) -> dict[str, Any]:
         return {"type": "text", "text": arg}
     if isinstance(arg, dict):
         return {"type": "text", "text": str(arg)}
-    if callable(getattr(arg, "save", None)) and hasattr(arg, "size"):  # a PIL image
+    if _is_picture(arg):
         raw = io.BytesIO()
         form = (getattr(arg, "format", None) or "jpeg").lower()
         if form not in ("png", "jpeg", "gif", "webp"):
             form = "jpeg"
         (arg.convert("RGB") if form == "jpeg" else arg).save(raw, format=form)
         return _picture(raw.getvalue(), f"image/{form}")
-    raise ValueError(
-        f"a prompt is made of texts, dicts, lists, buffers and pictures, not {type(arg).__name__}"
-    )
+    raise ValueError(f"unsupported type: {type(arg)}")
+
+
+def _is_picture(arg: Any) -> bool:
+    """Whether it is a PIL image, by what it can do."""
+    return callable(getattr(arg, "save", None)) and hasattr(arg, "size")
+
+
+def _is_path(arg: Any) -> bool:
+    """Whether it names a picture or a recording, there or not."""
+    return isinstance(arg, str) and _suffix(arg) in (*_IMAGES, *_AUDIO)
+
+
+def _suffix(text: str) -> str:
+    """What a text ends in, where it may be a path."""
+    return text.rpartition(".")[2].lower() if len(text) < 4096 and "\n" not in text else ""
 
 
 def _is_file(path: str) -> bool:

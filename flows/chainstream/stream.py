@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from chainwax.flows.chainstream._batches import collecting
 from chainwax.flows.chainstream._world import invoked, parameters_of, world
 from chainwax.flows.chainstream.agent import Agent
 
-__all__ = ["Stream", "create_stream", "get_stream", "items_of"]
+__all__ = ["Stream", "copied", "create_stream", "get_stream", "items_of"]
+
+_FLAT = frozenset((str, int, float, bool, type(None)))
 
 
 class Stream:
@@ -63,7 +66,7 @@ class Stream:
             invocation.emit(self.stream_id, each)
 
     send_item = add_item
-    send = add_item
+    send = add_item  # the older API's
 
     def unregister_all(self, *args: Any) -> None:
         """Take this agent's listeners off the stream, or only the function that is given."""
@@ -89,7 +92,20 @@ def items_of(one: Any) -> list[Any]:
         return [one]
     if isinstance(one, list):
         return [each for each in one if each is not None]
-    raise ValueError(f"an item is a dict, a text, or a list of items, not {type(one).__name__}")
+    # In ChainStream's own words: they are what its recorded errors say.
+    raise ValueError(f"item should be a dict, str or list of dict or str, got {type(one)}")
+
+
+def copied(one: Any) -> Any:
+    """A value as it is now, whatever becomes of it; one that cannot be copied is given as it is."""
+    if type(one) is str:
+        return one
+    if type(one) is dict and all(type(value) in _FLAT for value in one.values()):
+        return one.copy()
+    try:
+        return copy.deepcopy(one)
+    except Exception:
+        return one
 
 
 def _check(fn: Any) -> None:

@@ -18,12 +18,14 @@ from chainwax.flows.options import (
     Debug,
     FlowName,
     Json,
+    Legacy,
     Sources,
     bindings,
     make_console,
     print_json,
+    settings_of,
 )
-from chainwax.router import ConfigError, load_settings
+from chainwax.router import ConfigError
 from chainwax.router.errors import UnknownName
 
 __all__ = ["evaluate_command"]
@@ -64,6 +66,7 @@ def evaluate_command(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, metavar="N", help="Worker threads.")] = 1,
     config: ConfigFile = None,
+    legacy: Legacy = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -80,7 +83,7 @@ def evaluate_command(
         raise UnknownName("--measure", measure, [one.value for one in Measure])
     if plot is not None:
         _check_plot(plot)
-    settings = load_settings(config)
+    settings = settings_of(config, legacy=legacy)
     uris = bindings("--source", source)
     stream = Stream(
         load=lambda: load_flow(flow, agents=settings.agents, sources=uris),

@@ -169,7 +169,8 @@ def evaluate(stream: Stream, console: Console, *, reference: bool = False) -> Ev
     origins = _origins(stream, runs[0])
     scorer = _Scorer(against, stream, origins, runs[0])
     if not scorer.slots(runs[0]):  # before more is paid for
-        raise ConfigError(f"nothing of the flow '{flow.id}' can be scored: {_WHY[against]}")
+        why = stream.labels.why_none(origins) if stream.labels is not None else _WHY[against]
+        raise ConfigError(f"nothing of the flow '{flow.id}' can be scored: {why}")
     for plan in candidates.plans()[1:]:
         run(plan)
     fixed = list(runs)
@@ -180,7 +181,6 @@ def evaluate(stream: Stream, console: Console, *, reference: bool = False) -> Ev
 
 
 _WHY = {
-    "labels": "no label is about an item and a node that was asked",
     "scores": "its feedback nodes gave no score",
     "reference": "the strongest model's outputs are empty",
 }

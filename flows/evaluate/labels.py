@@ -14,7 +14,7 @@ from chainwax.flows.graph import Flow
 from chainwax.flows.nodes import FeedbackNode
 from chainwax.router import ConfigError, LLMManager
 from chainwax.router.backends._simulation import as_text, load_truth
-from chainwax.router.errors import UnknownName
+from chainwax.router.errors import UnknownName, nearest
 from chainwax.router.recording.rows import RecordedItem
 from chainwax.router.types import CallResult, Feedback, FeedbackKind, Query
 
@@ -52,6 +52,12 @@ class Origins:
             place = shorter
         return place
 
+    @property
+    def fields(self) -> list[str]:
+        """The fields that items have, of all of them."""
+        found = (value for value in self._items.values() if isinstance(value, Mapping))
+        return list(dict.fromkeys(str(name) for value in found for name in value))
+
     def item(self, position: str) -> Any:
         """The item, or None."""
         return self._items.get(self.place(position))
@@ -70,6 +76,10 @@ class Labels(Protocol):
 
     def of(self, node: str, item_key: str, position: str, origins: Origins) -> Any:
         """The right answer of a node about an item, as JSON holds it."""
+        ...
+
+    def why_none(self, origins: Origins) -> str:
+        """Why there may be none for any item, for people."""
         ...
 
 
@@ -97,6 +107,10 @@ class FileLabels:
     def of(self, node: str, item_key: str, position: str, origins: Origins) -> Any:
         """As the protocol says."""
         return self._truth.value(node, item_key)
+
+    def why_none(self, origins: Origins) -> str:
+        """As the protocol says."""
+        return f"no id of {self._path} is the key of an item and has an answer for a node that was asked"
 
 
 class FieldLabels:
@@ -130,6 +144,20 @@ class FieldLabels:
         if isinstance(found, Mapping):
             return found.get(node)
         return found if node == self._only else None
+
+    def why_none(self, origins: Origins) -> str:
+        """As the protocol says."""
+        known = origins.fields
+        for field in self._fields.values():
+            if field not in known:
+                return f"--labels {field}: no item has such a field: {nearest(field, known)}"
+        if "" in self._fields and not self._only:
+            field = self._fields[""]
+            return (
+                f"--labels {field}: the field holds no object of node and right answer; as there are several "
+                f"LLM nodes, it is written NODE={field}, once for each"
+            )
+        return "no label is about an item and a node that was asked"
 
 
 def read_labels(given: Sequence[str]) -> Labels:

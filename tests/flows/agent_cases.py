@@ -843,6 +843,162 @@ class Sorted(cs.agent.Agent):
         [],
         errors=[("hidden", "RuntimeError")],
     ),
+    # -- what is sent is sent as it is then ----------------------------------------------------------
+    "a state that is sent and changed again": Case(
+        """
+        stats = {"n": 0, "seen": []}
+        def f(x):
+            stats["n"] += 1
+            stats["seen"].append(x)
+            return stats
+        self.xs.for_each(f, to_stream=self.out)
+        """,
+        ["a", "b"],
+        [{"n": 1, "seen": ["a"]}, {"n": 2, "seen": ["a", "b"]}],
+    ),
+    "an item that is sent, changed and sent again": Case(
+        """
+        other = cs.create_stream(self, "other")
+        def f(x):
+            r = {"a": x}
+            self.out.add_item(r)
+            r["b"] = 2
+            other.add_item(r)
+            r["c"] = 3
+            return r
+        self.xs.for_each(f, to_stream=self.out)
+        """,
+        ["x"],
+        [{"a": "x"}, {"a": "x", "b": 2, "c": 3}],
+        others={"other": [{"a": "x", "b": 2}]},
+    ),
+    "an item that is changed further down stays what it was for others": Case(
+        """
+        mid, other = cs.create_stream(self, "mid"), cs.create_stream(self, "other")
+        def both(x):
+            mid.add_item(x)
+            other.add_item(x)
+        def change(x):
+            x["changed"] = True
+            return x
+        self.xs.for_each(both)
+        mid.for_each(change, to_stream=self.out)
+        """,
+        [{"v": 1}],
+        [{"v": 1, "changed": True}],
+        others={"mid": [{"v": 1}], "other": [{"v": 1}]},
+    ),
+    "a conversation is asked as it is at the time": Case(
+        """
+        said = []
+        def f(x):
+            said.append({"role": "user", "content": x})
+            answer = self.llm.query(said)
+            said.append({"role": "assistant", "content": answer})
+            return answer
+        self.xs.for_each(f, to_stream=self.out)
+        """,
+        ["y", "b"],
+        ["y", "y"],
+        prompts=["y", "y|y|b"],
+    ),
+    # -- what ends no more than its own item -----------------------------------------------------------
+    "an exit is the listener's error": Case(
+        """
+        def f(x):
+            if x == "b":
+                raise SystemExit(3)
+            return x
+        self.xs.for_each(f, to_stream=self.out)
+        """,
+        ["a", "b", "c"],
+        ["a", "c"],
+        errors=[("f", "SystemExit")],
+    ),
+    "an exit while others ask": Case(
+        """
+        def f(x):
+            said = self.llm.query(x)
+            if said == "n":
+                raise SystemExit(3)
+            return said
+        self.xs.for_each(f, to_stream=self.out)
+        """,
+        ["y", "n", "y"],
+        ["y", "y"],
+        errors=[("f", "SystemExit")],
+    ),
+    "a stream cannot be made while it runs": Case(
+        """
+        def f(x):
+            cs.create_stream(self, "new " + x).add_item(x)
+        self.xs.for_each(f)
+        """,
+        ["a"],
+        [],
+        errors=[("f", "RuntimeError")],
+    ),
+    "numbers in a list of a prompt are said, one by itself is an error": Case(
+        """
+        def ask(x):
+            self.buffer.append(x["v"])
+            return self.llm.query(cs.llm.make_prompt("y", self.buffer, [[1, 2]]))
+        self.xs.for_each(ask, to_stream=self.out)
+        self.xs.for_each(lambda x: self.llm.query(cs.llm.make_prompt(x["v"])))
+        """,
+        [{"v": 1.5}, {"v": 2.5}],
+        ["y", "y"],
+        prompts=["y|1.5|[1, 2]", "y|1.5|2.5|[1, 2]"],
+        errors=[("<lambda>", "ValueError"), ("<lambda>", "ValueError")],
+    ),
+    # -- ways round and ways to nowhere ------------------------------------------------------------------
+    "a circle at the end of a line goes round for all": Case(
+        """
+        loop = cs.create_stream(self, "loop")
+        def enter(x):
+            return [x, {"n": x["n"] - 1}]
+        def again(x):
+            if x["n"] > 0:
+                loop.add_item({"n": x["n"] - 1})
+            else:
+                self.out.add_item(x)
+        self.xs.for_each(enter, to_stream=loop)
+        loop.for_each(again)
+        """,
+        [{"n": 2}],
+        [{"n": 0}, {"n": 0}],
+        others={"loop": [{"n": 2}, {"n": 1}, {"n": 1}, {"n": 0}, {"n": 0}]},
+        one_step=True,
+    ),
+    "a stream that nothing can come to": Case(
+        """
+        never = cs.create_stream(self, "never")
+        never.for_each(lambda x: x, to_stream=self.out)
+        self.xs.for_each(lambda x: x, to_stream=cs.create_stream(self, "other"))
+        """,
+        ["a"],
+        [],
+        others={"other": ["a"]},
+    ),
+    "two that ask beside each other, and two that fail": Case(
+        """
+        def first(x):
+            return self.llm.query("first " + x)
+        def second(x):
+            return self.llm.query("second " + x)
+        self.xs.for_each(first).for_each(lambda x: {}[x], to_stream=self.out)
+        self.xs.for_each(second).for_each(lambda x: 1 / 0, to_stream=self.out)
+        """,
+        ["y", "b"],
+        [],
+        prompts=["first y", "second y", "first b", "second b"],
+        errors=[
+            ("<lambda>", "KeyError"),
+            ("<lambda>", "ZeroDivisionError"),
+            ("<lambda>", "KeyError"),
+            ("<lambda>", "ZeroDivisionError"),
+        ],
+    ),
     "nothing arrives": Case(
         "self.xs.for_each(lambda x: x, to_stream=self.out)", arrivals=[("other", "a", 0.0)], out=[]
     ),

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSource, run_main
 
 from chainwax.connectors import InProcessBus, ListSink, Record
-from chainwax.flows.agents.groups import grouped
-from chainwax.flows.agents.load import agents_flow, as_chainstream, start_agents
+from chainwax.flows.agents.load import agents_flow, as_chainstream, start_agents, written_streams
 from chainwax.flows.agents.run import _free_settings, _Function, _module, run_agent
 from chainwax.flows.chainstream._world import World, world_of
 from chainwax.router import LLMManager
@@ -36,8 +36,9 @@ def test_cases(name: str, workers: int) -> None:
 class Once:
     """A run of a case's flow over a recovery store, with a world made anew."""
 
-    def __init__(self, case: Case, folder: Path) -> None:
+    def __init__(self, case: Case, folder: Path, model: Callable[[Any], str] = answer) -> None:
         self.case = case
+        self.model = model
         self.recovery = folder / "recovery"
         self.recovery.mkdir()
         init_db_dir(self.recovery, 1)
@@ -45,14 +46,13 @@ class Once:
         self.letters: list[Any] = []
 
     def run(self, came: list[Any]) -> None:
-        world = World(frozenset([*(x.value[0] for x in came if isinstance(x, Record)), "xs"]))
+        world = World(frozenset([*(x.value[0] for x in came if isinstance(x, Record)), "xs", "ys"]))
         with as_chainstream(), world_of(world):
             start_agents(world, [_module(self.case.text)])
-            written = {stream for group in grouped(world) for stream in group.outputs}
-            names = [name for name in written if name not in world.anonymous]
+            names = written_streams(world, world.given)
             flow = agents_flow("agents", world, sources=sorted(world.given), sinks=names, arrivals=True)
             world.running = True
-            backend = _Function(answer)
+            backend = _Function(self.model)
             settings = _free_settings()
             with LLMManager(settings, bus=InProcessBus(), backends={"model": backend}) as manager:
                 run_main(

@@ -170,7 +170,8 @@ def test_a_flows_own_feedback_and_what_is_printed(place, cli):
     [
         ((), "no feedback node: say what is right by --labels, or --reference strongest"),
         (("--labels", "none.jsonl"), "--labels none.jsonl: there is no such file"),
-        (("--labels", "other"), "no label is about an item and a node that was asked"),
+        (("--labels", "other"), "--labels other: no item has such a field: known: "),
+        (("--labels", "id"), "it is written NODE=id, once for each"),
         (("--labels", "triage-teem=answers"), "did you mean 'triage-team'?"),
         (("--labels", "a=b", "--labels", "a=c"), "'a' is given twice"),
         (("--labels", "a=b", "--labels", "c"), "is written FILE, FIELD or"),

@@ -264,3 +264,52 @@ def test_a_broker_that_is_not_there_is_said(broker):
     config = load_settings(bus={"kind": "kafka", "servers": "127.0.0.1:1"}).bus
     with pytest.raises(ConfigError, match="cannot be reached"):
         write_topic(config, [Change("triage", "target", 0.5)])
+
+
+AGENT = """
+import chainstream as cs
+class Sorter(cs.agent.Agent):
+    def __init__(self):
+        super().__init__("sorter")
+        self.tickets = cs.get_stream(self, "tickets")
+        self.out = cs.create_stream(self, "out")
+        self.llm = cs.llm.get_model("Text")
+        self.count = 0
+    def start(self):
+        def team(ticket):
+            said = self.llm.query(cs.llm.make_prompt("Which team?", ticket["text"]))
+            self.count += 1
+            return {"id": ticket["id"], "n": self.count, "team": said}
+        self.tickets.for_each(team, to_stream=self.out)
+"""
+
+
+def test_an_agent_is_stopped_and_started_over_the_topic(place, broker):
+    folder, _ = place
+    (folder / "sorter.py").write_text(AGENT)
+    command = [*CHAINWAX, "run", "sorter.py", "--config", "one.toml", "--state", "state"]
+    command += ["--source", "tickets=truth.jsonl", "--sink", "out=out.jsonl"]
+    run = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def tell(what):
+        # Another machine's configuration: it shares the broker with the run, and no file.
+        told = [*CHAINWAX, "agents", what, "sorter.py", "sorter", "--config", "two.toml"]
+        subprocess.run(told, cwd=folder, env=environment(), check=True, capture_output=True, timeout=60)
+
+    try:
+        wait_for(lambda: len(answered(folder, "one")) > 20)
+        tell("stop")
+        time.sleep(1)
+        before = len(answered(folder, "one"))
+        assert before < 20_000
+        tell("start")
+        # Unless the file has gone past it meanwhile, it goes on, and counts on from where it was.
+        wait_for(lambda: run.poll() is not None or len(answered(folder, "one")) > before + 20)
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait(60)
+    numbers = [json.loads(line)["n"] for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) < 20_000
