@@ -165,6 +165,8 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
                 words.append(
                     f"{figures['accuracy']:.3f} right of {figures['n']}, at least {figures['low']:.3f}"
                 )
+        if "low" in row:
+            words.append(f"at least {row['low']:.3f}")
         if "bar" in row:
             words.append(f"wanted {row['bar']:.3f}")
         if row.get("parent"):

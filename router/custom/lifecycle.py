@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainwax.router.backends.base import Learning
 from chainwax.router.config import NodeConfig
-from chainwax.router.custom import TRAINERS, make_trainer
+from chainwax.router.custom import TRAINERS, make_trainer, trainer_of
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import GOOD, Dataset, Example, answer_text, collect
 from chainwax.router.custom.proof import Tally, Watch, answer_of, judged, measure
@@ -85,7 +85,7 @@ class NodeModels:
         own = manager.settings.nodes.get(interface.node.id, NodeConfig())
         common = manager.settings.defaults
         self.mode = own.custom or common.custom
-        self.trainer = own.trainer or common.trainer or ("head" if self.node.answer.choices else None)
+        self.trainer = trainer_of(manager.settings, self.node)
         self.models = Models(self._settings.folder, self.node.flow, self.node.id)
         self.standing = Standing()
         self.training: asyncio.Task[None] | None = None

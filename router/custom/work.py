@@ -1,7 +1,7 @@
 """A training in a process of its own: at low priority, held to its limits, and never in the way.
 
-``python -m chainwax.router.custom.work FOLDER`` is that process: it reads ``work.json`` and ``data/`` there,
-and leaves ``trained.json``, or ``failed.json`` with the reason.
+That process reads ``work.json`` and ``data/`` in its folder, and leaves ``trained.json``, or ``failed.json``
+with the reason.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from chainwax.router.errors import ChainwaxError, ConfigError, TrainerFailed
 
 __all__ = ["train_apart"]
 
+_MAIN = f"from {__name__} import main; main()"
+"""What the process runs: not ``-m``, for the package imports this module, and Python warns of that."""
 _LOOK = 0.1
 _NICE = 15
 _TOLD = 2000
@@ -62,7 +64,7 @@ def train_apart(
     threads = {f"{lib}_NUM_THREADS": str(limits.threads) for lib in ("OMP", "OPENBLAS", "MKL")}
     with (folder / "training.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder)],
+            [sys.executable, "-c", _MAIN, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -151,7 +153,3 @@ def main() -> None:
     except ChainwaxError as error:
         (folder / "failed.json").write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -163,3 +163,42 @@ def test_mistakes_are_told(desk):
 def test_models_alone_still_shows_them(desk):
     assert "big" in call("--no-health")
     assert json.loads(call("--json", "--no-health"))["models"]["big"]["tier"] == "strongest"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            '[nodes.team]\ncustom = "auto"\ntrainer = "haed"',
+            "nodes.team.trainer: unknown trainer 'haed': did you",
+        ),
+        ('[defaults]\ntrainer = "haed"\ncustom = "auto"', "unknown trainer 'haed': did you mean 'head'?"),
+        ("[trainers.haed]\nmost = 99", "unknown trainer 'haed': did you mean 'head'?"),
+        ("[trainers.head]\nmots = 99", "'mots': did you mean 'most'?"),
+        ('[trainers.provider]\nurl = "http://127.0.0.1:9/v1"', "trainers.provider.model: Field required"),
+    ],
+)
+def test_a_trainer_that_cannot_be_made_is_told_before_a_run_begins(desk, more, said):
+    with (desk / "chainwax.toml").open("a", encoding="utf-8") as file:
+        file.write(more + "\n")
+    (desk / "tickets.jsonl").write_text('{"text": "an invoice", "right": "billing"}\n', encoding="utf-8")
+    for command in ("check", "run"):
+        words = [command, "desk.py", "--source", "tickets=tickets.jsonl", "--sink", "out=out.jsonl"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code != 0
+        assert said in f"{result.output}{result.exception}"
+
+
+def test_an_own_model_that_serves_is_not_shown_as_unusable(desk):
+    call("train", "desk.py", "team")
+    call("promote", "desk.py", "team")
+    items = [{"text": f"later {n} about an invoice", "right": "billing"} for n in range(40)]
+    run_flow(
+        load_flow("desk.py"),
+        items,
+        models={"big": TestModel("billing")},
+        settings=load_settings("chainwax.toml"),
+    )
+    shown = call("--no-health")
+    assert "team-1" in shown
+    assert "cannot be used" not in shown
