@@ -29,6 +29,7 @@ __all__ = ["train_apart"]
 _MAIN = f"from {__name__} import main; main()"
 """What the process runs: not ``-m``, for the package imports this module, and Python warns of that."""
 _LOOK = 0.1
+_ORPHAN_LOOK = 1.0
 _NICE = 15
 _TOLD = 2000
 """Characters of what a process said last, where it failed."""
@@ -60,7 +61,8 @@ def train_apart(
     for old in ("trained.json", "failed.json"):
         (folder / old).unlink(missing_ok=True)
     job = {"module": module, "maker": place, "options": dict(options), "limits": asdict(limits)}
-    (folder / "work.json").write_text(json.dumps(job | {"path": sys.path}), encoding="utf-8")
+    job |= {"path": sys.path, "parent": os.getpid()}
+    (folder / "work.json").write_text(json.dumps(job), encoding="utf-8")
     threads = {f"{lib}_NUM_THREADS": str(limits.threads) for lib in ("OMP", "OPENBLAS", "MKL")}
     with (folder / "training.log").open("wb") as log:
         process = subprocess.Popen(
@@ -128,12 +130,20 @@ def _result(name: str, folder: Path, code: int) -> Trained:
     raise TrainerFailed(f"the trainer '{name}' ended with code {code}: {last} ({folder / 'training.log'})")
 
 
+def _end_with(parent: int) -> None:
+    """End this process, and what it started, when the one that holds it to its limits is gone."""
+    while os.getppid() == parent:
+        threading.Event().wait(_ORPHAN_LOOK)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
     """The process that trains."""
     folder = Path(sys.argv[1])
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     job = json.loads((folder / "work.json").read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with, args=(job["parent"],), daemon=True).start()
     sys.path[:] = job["path"]
     # What libraries print must not be taken for progress.
     out = os.fdopen(os.dup(1), "w", buffering=1)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -202,3 +207,37 @@ def test_an_own_model_that_serves_is_not_shown_as_unusable(desk):
     shown = call("--no-health")
     assert "team-1" in shown
     assert "cannot be used" not in shown
+
+
+SLOW = """
+import time
+from chainwax.router.custom import HERE, TRAINERS
+
+class Slow:
+    name, place = "slow", HERE
+    def __init__(self, options): pass
+    def fit(self, dataset, folder, progress, limits):
+        (folder / "begun").touch()
+        time.sleep(600)
+
+TRAINERS["slow"] = Slow
+"""
+
+
+def test_ctrl_c_ends_a_training_by_hand_at_once(desk):
+    (desk / "slow.py").write_text(SLOW, encoding="utf-8")
+    flow = (desk / "desk.py").read_text(encoding="utf-8")
+    (desk / "desk.py").write_text(f"import slow\n{flow}", encoding="utf-8")
+    words = ["models", "train", "desk.py", "team", "--trainer", "slow"]
+    command = [sys.executable, "-c", "from chainwax.flows.cli import main; main()", *words]
+    env = {**os.environ, "PYTHONPATH": str(desk)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        ends = time.monotonic() + 60
+        while not list(desk.rglob("begun")):
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    assert process.returncode == 130
+    assert "no model of its own was ever made" in call("history", "desk.py", "team")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -501,3 +503,48 @@ def test_a_models_own_tier_and_rules_count(bench):
     assert config.tier is Tier.custom
     with pytest.raises(ConfigError, match=r"models.mine.artefact"):
         make_backend("mine", ModelConfig(tier=Tier.custom, backend="head"))
+
+
+ALONE = """
+import sys, threading
+from pathlib import Path
+import my_trainer
+from chainwax.router.custom import Dataset, Example, Limits
+from chainwax.router.custom.work import train_apart
+
+asked = [Example(({"role": "user", "content": f"case {n}"},), "yes") for n in range(4)]
+dataset = Dataset("desk", "kind", asked, asked)
+options = {"do": "hang"}
+told = lambda share, what: print("training", flush=True)
+train_apart("mine", my_trainer.Trainer, options, dataset, Path("made"), Limits(), told, threading.Event())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_training_ends_when_the_process_that_watches_it_is_killed(tmp_path):
+    (tmp_path / "my_trainer.py").write_text(TRAINER, encoding="utf-8")
+    (tmp_path / "alone.py").write_text(ALONE, encoding="utf-8")
+    with subprocess.Popen([sys.executable, "alone.py"], cwd=tmp_path, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"training\n"
+        child = child_of(parent.pid)
+        parent.kill()
+    ends = time.monotonic() + 20
+    while runs(child):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def child_of(pid):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                return int(stat.parent.name)
+    raise AssertionError("it has no child")
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
