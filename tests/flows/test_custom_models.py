@@ -241,3 +241,18 @@ def test_ctrl_c_ends_a_training_by_hand_at_once(desk):
         process.wait(20)
     assert process.returncode == 130
     assert "no model of its own was ever made" in call("history", "desk.py", "team")
+
+
+def test_a_model_that_its_provider_withdraws_while_it_serves_fails_no_item(desk, provider):
+    call("train", "desk.py", "team", "--trainer", "provider")
+    call("promote", "desk.py", "team")
+    provider.tuned.clear()
+    before = len(asked(provider))
+    items = [{"text": f"later {n} about an invoice", "right": "billing"} for n in range(60)]
+    big = TestModel("billing")
+    out = run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    assert [item["team"] for item in out["out"]] == ["billing"] * 60
+    assert 0 < len(asked(provider)) - before < 60  # it was tried, and then left alone
+    with closing(sqlite3.connect(desk / "desk.db")) as db:
+        told = db.execute("SELECT detail FROM decisions WHERE decision_kind = 'model_down'").fetchall()
+    assert any("team-1" in detail and "does not exist" in detail for (detail,) in told)

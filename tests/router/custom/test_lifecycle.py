@@ -487,6 +487,17 @@ def test_a_head_takes_any_text(text):
     head.learn(text, "bug", ["bill", "what"])
 
 
+@pytest.mark.parametrize("choices", [["bill", "bug"], ["bill", "bug", "never", "even"]])
+def test_a_head_that_begins_from_another_ends_at_the_same(choices):
+    texts = [text_of(n) for n in range(90)]
+    answers = ["even" if "even" in choices and n % 10 == 0 else label(text) for n, text in enumerate(texts)]
+    early = Head.fit(choices, texts[:60], answers[:60], 4.0)
+    cold = Head.fit(choices, texts, answers, 16.0)
+    warm = Head.fit(choices, texts, answers, 16.0, start=early)
+    rows = cold.texts.rows(texts)
+    assert abs(cold.chances(cold.scores(rows)) - warm.chances(warm.scores(rows))).max() < 0.02
+
+
 def test_doubt_learns_whom_to_trust_and_forgets():
     doubt = Doubt()
     assert doubt.trust(0.95, 0.02) > 0.6 > doubt.trust(0.5, 0.45)
