@@ -60,8 +60,8 @@ def train_apart(
     dataset.save(folder / "data")
     for old in ("trained.json", "failed.json"):
         (folder / old).unlink(missing_ok=True)
-    job = {"module": module, "maker": place, "options": dict(options), "limits": asdict(limits)}
-    job |= {"path": sys.path, "parent": os.getpid()}
+    job: dict[str, Any] = {"module": module, "maker": place, "options": dict(options)}
+    job |= {"limits": asdict(limits), "path": sys.path, "parent": os.getpid()}
     (folder / "work.json").write_text(json.dumps(job), encoding="utf-8")
     threads = {f"{lib}_NUM_THREADS": str(limits.threads) for lib in ("OMP", "OPENBLAS", "MKL")}
     with (folder / "training.log").open("wb") as log:
