@@ -148,7 +148,15 @@ class NodeModels:
         card = Card.read(folder)
         card.verify(folder)
         trainer = make_trainer(card.trainer, self._manager.settings.trainers.get(card.trainer))
-        served = trainer.serve(name, Trained.load(folder), self._manager.settings.models)
+        trained = Trained.load(folder)
+        try:
+            served = trainer.serve(name, trained, self._manager.settings.models)
+        except ChainwaxError:
+            raise
+        except Exception as error:  # a trainer is other people's code
+            log.exception("node '%s': the trainer '%s' failed", self.node.id, card.trainer)
+            why = f"{type(error).__name__}: {error}"
+            raise TrainerFailed(f"the trainer '{card.trainer}' cannot serve '{name}': {why}") from None
         # The rules may be stricter now than when it was made, and the shadow sees the node's text too.
         if not allowed(self.node.rules, name, served.config):
             raise ConfigError(f"node '{self.node.id}': its allow and deny do not let it ask '{name}'")

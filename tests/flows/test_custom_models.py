@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -90,6 +91,31 @@ def test_the_whole_life_by_hand(desk):
         kinds = [k for (k,) in db.execute("SELECT decision_kind FROM decisions WHERE node = 'team'")]
     assert kinds.count("custom_promoted") == 2
     assert kinds.count("custom_taken_back") == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (
+            [f"ticket {n}" for n in range(10)],
+            "10 questions with a right answer, and 50 are wanted: of 10 calls",
+        ),
+        # Each question comes twice, and it is said differently what is right.
+        (
+            [f"ticket {n // 2}" for n in range(200)],
+            "0 questions with a right answer, .* 100 questions have contr",
+        ),
+    ],
+)
+def test_ten_rows_and_contradictions_make_no_model(desk, texts, why):
+    (desk / "desk.db").unlink()
+    items = [{"text": text, "right": ("billing", "technical")[n % 2]} for n, text in enumerate(texts)]
+    big = TestModel("billing")
+    run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    said = json.loads(call("train", "desk.py", "team", "--json"))
+    assert said["what"] == "custom_not_trained"
+    assert re.search(why, said["why"]), said["why"]
+    assert "has no model of its own" in call("promote", "desk.py", "team", fails=True)
 
 
 PROVIDER = """

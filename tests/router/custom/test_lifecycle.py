@@ -76,6 +76,7 @@ class Trainer:
         (folder / "weights").write_text(do)
         return Trained("mine", folder, cost_usd=0.25)
     def serve(self, name, trained, models):
+        if self.options.get("serve") == "crash": raise RuntimeError("no such plate")
         said = (trained.folder / "weights").read_text()
         config = ModelConfig(tier="custom", url="http://127.0.0.1:9/v1", model=name)
         return Served(config, Said(said))
@@ -382,6 +383,16 @@ def test_a_damaged_model_is_not_served_after_a_restart(bench):
         lost = again.of("custom_lost")
         assert "is not the file that was proved" in lost[0].detail["why"]
         assert name not in again.manager.instances
+        assert {r.arm.model for r in again.feed(10)} == {"big"}
+
+
+def test_a_trainer_that_cannot_serve_what_it_made_is_told_of_and_all_goes_on(bench):
+    with bench(trainer={}) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+    with bench(trainer={"serve": "crash"}) as again:
+        (lost,) = again.of("custom_lost")
+        assert "cannot serve 'kind-1': RuntimeError: no such plate" in lost.detail["why"]
         assert {r.arm.model for r in again.feed(10)} == {"big"}
 
 
