@@ -43,6 +43,7 @@ from pathlib import Path
 from chainwax.router import ModelConfig
 from chainwax.router.custom import HERE, Place, Served, Trained, TrainerFailed
 from chainwax.router.backends import Health, Reply
+from chainwax.router.errors import Abstains
 
 class Said:
     simulated = False
@@ -51,10 +52,14 @@ class Said:
     async def start(self): return 4
     async def generate(self, request):
         text = request.query.messages[-1]["content"]
-        if self.what == "good":
-            bug = any(w in text for w in ("crash", "error", "freeze", "broken"))
-            return Reply("bug" if bug else "bill")
-        return Reply(self.what)
+        if self.what == "shy": raise Abstains("ask another")
+        return Reply(self.right(text) if self.what == "good" else self.what)
+    def right(self, text):
+        return "bug" if any(w in text for w in ("crash", "error", "freeze", "broken")) else "bill"
+    def weigh(self, query, said):
+        text = query.messages[-1]["content"]
+        # Without another's word it is wrong now and then.
+        return self.right(text) if said or "7" not in text else "bill"
     async def health(self): return Health(True)
     async def close(self): pass
 
@@ -79,7 +84,8 @@ class Trainer:
         if self.options.get("serve") == "crash": raise RuntimeError("no such plate")
         said = (trained.folder / "weights").read_text()
         config = ModelConfig(tier="custom", url="http://127.0.0.1:9/v1", model=name)
-        return Served(config, Said(said))
+        if said in ("shy", "worse") and name == "kind-1": said = "good"
+        return Served(config, Said("bill" if said == "worse" else said))
 """
 
 
@@ -276,6 +282,26 @@ def test_a_better_child_takes_the_parents_place_and_rollback_brings_the_parent_b
         promote(b.models, child, 0.0, 2.0)
         assert Card.read(b.models.path(child)).parent == first
         assert Card.read(b.models.path(first)).parent is None
+
+
+def test_a_child_is_not_held_back_by_what_it_could_not_ask_in_the_shadow(bench):
+    with bench(trainer={"do": "shy"}, again_after=0.2, node={"target": 0.5}) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+        b.decided.clear()
+        second = b.until("custom_promoted")
+        assert second.detail["proof"]["accuracy"] < 1  # its parent got all of them right
+        assert second.detail["parent"] == "kind-1"
+
+
+def test_a_worse_child_makes_room_for_the_next_when_there_is_more_to_learn_from(bench):
+    with bench(trainer={"do": "worse"}, again_after=0.2, node={"target": 0.3}, proofs=20) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+        rejected = b.until("custom_rejected")
+        assert rejected.detail["why"] == "no better than what serves, and there is more to learn from"
+        assert rejected.detail["shadow_n"] < 400
+        assert b.models.read().serving == "kind-1"
 
 
 def test_a_model_that_drifts_is_taken_back(bench):
