@@ -12,7 +12,7 @@ The label comes as feedback 200 items late. The node's own model (the trainer ``
 recording of this very run, proved, promoted and used within it, by the router itself; all that is asked
 is paid for. Items come at ``--rate`` a second, for training takes time.
 
-    python benchmarks/headlines.py --recording FILE [--error-correlation 1.0] [--target 0.8] [--rate 15]
+    python benchmarks/headlines.py --recording FILE [--error-correlation 1.0] [--target 0.8] [--rate 12]
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--recording", type=Path, required=True, help="gzipped JSON lines with labels")
     parser.add_argument("--error-correlation", type=float, default=1.0)
     parser.add_argument("--target", type=float, default=0.8, help="share of the strongest's quality")
-    parser.add_argument("--rate", type=float, default=15.0, help="items a second")
+    parser.add_argument("--rate", type=float, default=12.0, help="items a second")
     parser.add_argument("--items", type=int, default=None, help="the first so many")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

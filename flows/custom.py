@@ -86,8 +86,10 @@ def train_command(
     with _opened(flow, node, config, recording) as opened:
         own = opened.node
         own.trainer = trainer or own.trainer
-        opened.manager.run(own.train(own.standing.trained_on))
-        opened.manager.run(own.close())
+        try:
+            opened.manager.run(own.train(own.standing.trained_on))
+        finally:  # Ctrl-C too: the training's process is ended, and is not waited for
+            opened.manager.run(own.close())
     told = [d for d in opened.decided if d.kind.startswith("custom_")]
     if as_json:
         print_json({"node": node, "what": told[-1].kind, **told[-1].detail})
@@ -165,6 +167,8 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
                 words.append(
                     f"{figures['accuracy']:.3f} right of {figures['n']}, at least {figures['low']:.3f}"
                 )
+        if "low" in row:
+            words.append(f"at least {row['low']:.3f}")
         if "bar" in row:
             words.append(f"wanted {row['bar']:.3f}")
         if row.get("parent"):

@@ -16,7 +16,7 @@ from rich.text import Text
 from yarl import URL
 
 from chainwax.flows.preflight import usable_models
-from chainwax.router import ModelConfig, Settings
+from chainwax.router import ModelConfig, Settings, Tier
 from chainwax.router.backends import Health
 from chainwax.router.errors import RecordingError
 from chainwax.router.instance import LLMInstance
@@ -55,7 +55,8 @@ def describe_models(
     if snapshot is not None:
         out |= {"run": snapshot["run"], "time": snapshot["time"], "interfaces": snapshot["interfaces"]}
         for name, counted in snapshot["models"].items():
-            known = models.setdefault(name, {"problem": "not in the configuration any more"})
+            own = counted.get("tier") == Tier.custom  # a node's own: no configuration names it
+            known = models.setdefault(name, {} if own else {"problem": "not in the configuration any more"})
             # What the configuration says now comes first; the recorders add what only they know.
             models[name] = counted | known
     return out

@@ -18,6 +18,7 @@ from chainwax.connectors import AnyRecord, BadRecord, Record, open_sink, open_so
 from chainwax.flows.graph import Flow
 from chainwax.flows.nodes import Node, SourceNode, specs_in
 from chainwax.router import ConfigError, LLMManager, ModelConfig, NodeSpec, Settings
+from chainwax.router.custom import trainer_problems
 from chainwax.router.errors import UnknownName, nearest
 from chainwax.router.instance import LLMInstance
 from chainwax.router.prompt import fields_of
@@ -86,6 +87,7 @@ def check_nodes(flow: Flow, settings: Settings, *, ask: bool = True, file: str |
                 f"{where}nodes.{name}: the flow '{flow.id}' has no LLM node of this name: "
                 f"{nearest(name, specs)}"
             )
+    found.problems += [f"{where}{why}" for why in trainer_problems(settings, specs.values())]
     manager = LLMManager(_without_recording(settings, {name: settings.models[name] for name in usable}))
     asked: dict[str, LLMInstance] = {}
     for id, kind, spec in _asking(flow, specs):

@@ -6,9 +6,10 @@ it into :data:`TRAINERS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from chainwax.router.config import NodeConfig, Settings
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import Dataset, Example, collect, dataset_of
 from chainwax.router.custom.head_trainer import HeadTrainer
@@ -27,7 +28,8 @@ from chainwax.router.custom.trainer import (
     TrainerMaker,
     may_train,
 )
-from chainwax.router.errors import DatasetUnfit, TrainerFailed, UnknownName
+from chainwax.router.errors import ConfigError, DatasetUnfit, TrainerFailed, UnknownName
+from chainwax.router.types import NodeSpec
 
 __all__ = [
     "HERE",
@@ -50,6 +52,8 @@ __all__ = [
     "make_trainer",
     "may_train",
     "redact",
+    "trainer_of",
+    "trainer_problems",
 ]
 
 TRAINERS: dict[str, TrainerMaker] = {
@@ -69,3 +73,31 @@ def make_trainer(name: str, options: Mapping[str, Any] | None = None) -> Trainer
     if name not in TRAINERS:
         raise UnknownName("trainer", name, TRAINERS)
     return TRAINERS[name](options or {})
+
+
+def trainer_of(settings: Settings, node: NodeSpec) -> str | None:
+    """Who makes a node's models; None where nobody says it and the node has no choices."""
+    own = settings.nodes.get(node.id, NodeConfig())
+    return own.trainer or settings.defaults.trainer or ("head" if node.answer.choices else None)
+
+
+def trainer_problems(settings: Settings, nodes: Iterable[NodeSpec]) -> Iterator[str]:
+    """What is wrong with the trainers that a configuration names, before any of them is wanted."""
+    wanted = list(settings.trainers)
+    for node in nodes:
+        own = settings.nodes.get(node.id, NodeConfig())
+        name = trainer_of(settings, node)
+        if own.trainer is not None and own.trainer not in TRAINERS:
+            yield f"nodes.{node.id}.trainer: {UnknownName('trainer', own.trainer, TRAINERS)}"
+        elif name is not None and (own.custom or settings.defaults.custom) == "auto":
+            wanted.append(name)
+        elif name is None and own.custom == "auto":
+            yield (
+                f"nodes.{node.id}.trainer: the node has no choices: say which trainer makes its model "
+                f"({', '.join(TRAINERS)})"
+            )
+    for name in dict.fromkeys(wanted):
+        try:
+            make_trainer(name, settings.trainers.get(name))
+        except ConfigError as error:
+            yield str(error)

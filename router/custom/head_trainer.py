@@ -57,7 +57,13 @@ class HeadTrainer:
         best: tuple[float, float, Head] | None = None
         for done, strength in enumerate(_STRENGTHS):
             progress(done / 3, f"fitting with strength {strength:g}")
-            head = Head.fit(choices, [e.text for e in earlier], [e.answer for e in earlier], strength)
+            head = Head.fit(
+                choices,
+                [e.text for e in earlier],
+                [e.answer for e in earlier],
+                strength,
+                start=None if best is None else best[2],
+            )
             loss = head.calibrate(head.scores(head.texts.rows([e.text for e in later])), right)
             if best is None or loss < best[0]:
                 best = (loss, strength, head)
@@ -71,7 +77,9 @@ class HeadTrainer:
                 if wanted in (top, other):
                     doubt.learn(float(row[top]), float(row[other]), right=wanted == top)
         progress(0.67, "fitting on all")
-        final = Head.fit(choices, [e.text for e in examples], [e.answer for e in examples], strength)
+        final = Head.fit(
+            choices, [e.text for e in examples], [e.answer for e in examples], strength, start=head
+        )
         final.sharpness, final.doubt = head.sharpness, doubt
         final.save(folder)
         accuracy = float((chances.argmax(axis=1) == right).mean())

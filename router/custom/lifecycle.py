@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainwax.router.backends.base import Learning
 from chainwax.router.config import NodeConfig
-from chainwax.router.custom import TRAINERS, make_trainer
+from chainwax.router.custom import TRAINERS, make_trainer, trainer_of
 from chainwax.router.custom.card import Card
 from chainwax.router.custom.dataset import GOOD, Dataset, Example, answer_text, collect
 from chainwax.router.custom.proof import Tally, Watch, answer_of, judged, measure
@@ -65,6 +65,8 @@ class _Seen:
     shadow: Any = None
     """What the model in the shadow answered."""
     shadowed: bool = False
+    alone: bool = False
+    """Whether that one was unsure and nobody else had been asked: serving, it would have asked."""
     judged: bool = False
 
 
@@ -78,8 +80,8 @@ class _Shadow:
     before: Tally
     """On held-out calls."""
     own: Tally = dataclasses.field(default_factory=Tally)
-    other: Tally = dataclasses.field(default_factory=Tally)
-    """Of what served, on the same calls."""
+    ahead: float = 0.0
+    """How many more it got right than what served, of the calls where it lacked nobody's answer."""
 
 
 class NodeModels:
@@ -92,7 +94,7 @@ class NodeModels:
         own = manager.settings.nodes.get(interface.node.id, NodeConfig())
         common = manager.settings.defaults
         self.mode = own.custom or common.custom
-        self.trainer = own.trainer or common.trainer or ("head" if self.node.answer.choices else None)
+        self.trainer = trainer_of(manager.settings, self.node)
         self.models = Models(self._settings.folder, self.node.flow, self.node.id)
         self.standing = Standing()
         self.training: asyncio.Task[None] | None = None
@@ -155,7 +157,15 @@ class NodeModels:
         card = Card.read(folder)
         card.verify(folder)
         trainer = make_trainer(card.trainer, self._manager.settings.trainers.get(card.trainer))
-        served = trainer.serve(name, Trained.load(folder), self._manager.settings.models)
+        trained = Trained.load(folder)
+        try:
+            served = trainer.serve(name, trained, self._manager.settings.models)
+        except ChainwaxError:
+            raise
+        except Exception as error:  # a trainer is other people's code
+            log.exception("node '%s': the trainer '%s' failed", self.node.id, card.trainer)
+            why = f"{type(error).__name__}: {error}"
+            raise TrainerFailed(f"the trainer '{card.trainer}' cannot serve '{name}': {why}") from None
         # The rules may be stricter now than when it was made, and the shadow sees the node's text too.
         if not allowed(self.node.rules, name, served.config):
             raise ConfigError(f"node '{self.node.id}': its allow and deny do not let it ask '{name}'")
@@ -208,11 +218,16 @@ class NodeModels:
             or self._manager.share.index != 0
         ):
             return
-        n = self._known + self.labelled
-        wanted = max(self._settings.least, self.standing.trained_on * (1 + self._settings.again_after))
-        if n >= wanted:
-            self.training = asyncio.get_running_loop().create_task(self.train(n))
+        if self._due():
+            work = self.train(self._known + self.labelled)
+            self.training = asyncio.get_running_loop().create_task(work)
             self.training.add_done_callback(self._trained)
+
+    def _due(self) -> bool:
+        """Whether enough is known, and enough more than the last time, to make another model."""
+        settings = self._settings
+        wanted = max(settings.least, self.standing.trained_on * (1 + settings.again_after))
+        return self.mode == "auto" and self._known + self.labelled >= wanted
 
     def _trained(self, task: asyncio.Task[None]) -> None:
         self.training = self.progress = None
@@ -333,8 +348,9 @@ class NodeModels:
 
     async def _ask_shadow(self, shadow: _Shadow, seen: _Seen) -> None:
         silent = dataclasses.replace(seen.query, stream=None)
-        attempt, seen.shadow = await answer_of(shadow.instance, silent, seen.said)
+        attempt, seen.shadow, unsure = await answer_of(shadow.instance, silent, seen.said)
         seen.shadowed = shadow is self._shadow
+        seen.alone = unsure and not seen.said
         self._face.router.stats.spent += attempt.cost_usd  # proofs are paid from the node's budget
         self._manager.recording.attempt(silent, attempt)
 
@@ -356,8 +372,10 @@ class NodeModels:
         shadow = self._shadow
         if shadow is not None and seen.shadowed:
             value = seen.shadow
-            shadow.own.add(0.0 if value is None else judged(self.node.answer, value, right))
-            shadow.other.add(judged(self.node.answer, seen.value, right))
+            score = 0.0 if value is None else judged(self.node.answer, value, right)
+            shadow.own.add(score)
+            if not seen.alone:
+                shadow.ahead += score - judged(self.node.answer, seen.value, right)
             self._judge(shadow)
         elif self.standing.serving is not None and self._watch.fell(self.bar()):
             self.take_back("its last scores lie below the target")
@@ -400,14 +418,21 @@ class NodeModels:
             return
         both, bar = own.with_(shadow.before), self.bar()
         low, high = both.bounds(settings.confidence)
-        better = self.standing.serving is None or own.right >= shadow.other.right
+        better = self.standing.serving is None or shadow.ahead >= 0
         figures = {"proof": both.as_json(settings.confidence), "bar": bar, "shadow_n": own.n}
         if low >= bar and better:
             self.promote(shadow, figures)
-        elif high < bar or own.n >= _PATIENCE * settings.proofs:
+            return
+        passed = low >= bar and self._due()
+        if high < bar or passed or own.n >= _PATIENCE * settings.proofs:
+            why = (
+                "no better than what serves, and there is more to learn from"
+                if passed
+                else ("not proved in the shadow")
+            )
             self._shadow, self.standing.candidate = None, None
             self._keep(shadow.instance.close())
-            self._write("custom_rejected", shadow.card.name, why="not proved in the shadow", **figures)
+            self._write("custom_rejected", shadow.card.name, why=why, **figures)
 
     def promote(self, shadow: _Shadow, figures: dict[str, Any]) -> None:
         """Let a proved model serve; the one before it is its parent."""

@@ -92,7 +92,7 @@ async def measure(instance: LLMInstance, node: NodeSpec, examples: Sequence[Exam
     async def one(number: int, example: Example) -> None:
         async with gate:
             query = Query(node, f"held-out:{instance.name}:{number}", list(example.messages))
-            _, value = await answer_of(instance, query, example.said)
+            _, value, _ = await answer_of(instance, query, example.said)
         try:
             right = node.answer.parse(example.answer)
         except AnswerInvalid:
@@ -103,16 +103,20 @@ async def measure(instance: LLMInstance, node: NodeSpec, examples: Sequence[Exam
     return tally
 
 
-async def answer_of(instance: LLMInstance, query: Query, said: dict[str, str]) -> tuple[Attempt, Any]:
-    """What a model answers, weighed with what others said where it abstains; None for no valid answer."""
+async def answer_of(instance: LLMInstance, query: Query, said: dict[str, str]) -> tuple[Attempt, Any, bool]:
+    """What a model answers, weighed with what others said where it abstains, and whether it did.
+
+    None for no valid answer.
+    """
     attempt, error = await instance.ask(query, instance.arms[0], number=1, shadow=True)
     text = attempt.text
     backend = instance.backend
-    if isinstance(error, Abstains) and isinstance(backend, Weighing):
+    unsure = isinstance(error, Abstains)
+    if unsure and isinstance(backend, Weighing):
         text = backend.weigh(query, said)
     elif isinstance(error, BackendError):
-        return attempt, None
+        return attempt, None, unsure
     try:
-        return attempt, None if text is None else query.node.answer.parse(text)
+        return attempt, None if text is None else query.node.answer.parse(text), unsure
     except AnswerInvalid:
-        return attempt, None
+        return attempt, None, unsure

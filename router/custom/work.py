@@ -1,7 +1,7 @@
 """A training in a process of its own: at low priority, held to its limits, and never in the way.
 
-``python -m chainwax.router.custom.work FOLDER`` is that process: it reads ``work.json`` and ``data/`` there,
-and leaves ``trained.json``, or ``failed.json`` with the reason.
+That process reads ``work.json`` and ``data/`` in its folder, and leaves ``trained.json``, or ``failed.json``
+with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from chainwax.router.errors import ChainwaxError, ConfigError, TrainerFailed
 
 __all__ = ["train_apart"]
 
+_MAIN = f"from {__name__} import main; main()"
+"""What the process runs: not ``-m``, for the package imports this module, and Python warns of that."""
 _LOOK = 0.1
+_ORPHAN_LOOK = 1.0
 _NICE = 15
 _TOLD = 2000
 """Characters of what a process said last, where it failed."""
@@ -57,12 +60,13 @@ def train_apart(
     dataset.save(folder / "data")
     for old in ("trained.json", "failed.json"):
         (folder / old).unlink(missing_ok=True)
-    job = {"module": module, "maker": place, "options": dict(options), "limits": asdict(limits)}
-    (folder / "work.json").write_text(json.dumps(job | {"path": sys.path}), encoding="utf-8")
+    job: dict[str, Any] = {"module": module, "maker": place, "options": dict(options)}
+    job |= {"limits": asdict(limits), "path": sys.path, "parent": os.getpid()}
+    (folder / "work.json").write_text(json.dumps(job), encoding="utf-8")
     threads = {f"{lib}_NUM_THREADS": str(limits.threads) for lib in ("OMP", "OPENBLAS", "MKL")}
     with (folder / "training.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder)],
+            [sys.executable, "-c", _MAIN, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -126,12 +130,20 @@ def _result(name: str, folder: Path, code: int) -> Trained:
     raise TrainerFailed(f"the trainer '{name}' ended with code {code}: {last} ({folder / 'training.log'})")
 
 
+def _end_with(parent: int) -> None:
+    """End this process, and what it started, when the one that holds it to its limits is gone."""
+    while os.getppid() == parent:
+        threading.Event().wait(_ORPHAN_LOOK)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
     """The process that trains."""
     folder = Path(sys.argv[1])
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     job = json.loads((folder / "work.json").read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with, args=(job["parent"],), daemon=True).start()
     sys.path[:] = job["path"]
     # What libraries print must not be taken for progress.
     out = os.fdopen(os.dup(1), "w", buffering=1)
@@ -151,7 +163,3 @@ def main() -> None:
     except ChainwaxError as error:
         (folder / "failed.json").write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

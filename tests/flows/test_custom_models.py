@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -87,6 +93,31 @@ def test_the_whole_life_by_hand(desk):
     assert kinds.count("custom_taken_back") == 1
 
 
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (
+            [f"ticket {n}" for n in range(10)],
+            "10 questions with a right answer, and 50 are wanted: of 10 calls",
+        ),
+        # Each question comes twice, and it is said differently what is right.
+        (
+            [f"ticket {n // 2}" for n in range(200)],
+            "0 questions with a right answer, .* 100 questions have contr",
+        ),
+    ],
+)
+def test_ten_rows_and_contradictions_make_no_model(desk, texts, why):
+    (desk / "desk.db").unlink()
+    items = [{"text": text, "right": ("billing", "technical")[n % 2]} for n, text in enumerate(texts)]
+    big = TestModel("billing")
+    run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    said = json.loads(call("train", "desk.py", "team", "--json"))
+    assert said["what"] == "custom_not_trained"
+    assert re.search(why, said["why"]), said["why"]
+    assert "has no model of its own" in call("promote", "desk.py", "team", fails=True)
+
+
 PROVIDER = """
 [trainers.provider]
 url = "{url}"
@@ -163,3 +194,91 @@ def test_mistakes_are_told(desk):
 def test_models_alone_still_shows_them(desk):
     assert "big" in call("--no-health")
     assert json.loads(call("--json", "--no-health"))["models"]["big"]["tier"] == "strongest"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            '[nodes.team]\ncustom = "auto"\ntrainer = "haed"',
+            "nodes.team.trainer: unknown trainer 'haed': did you",
+        ),
+        ('[defaults]\ntrainer = "haed"\ncustom = "auto"', "unknown trainer 'haed': did you mean 'head'?"),
+        ("[trainers.haed]\nmost = 99", "unknown trainer 'haed': did you mean 'head'?"),
+        ("[trainers.head]\nmots = 99", "'mots': did you mean 'most'?"),
+        ('[trainers.provider]\nurl = "http://127.0.0.1:9/v1"', "trainers.provider.model: Field required"),
+    ],
+)
+def test_a_trainer_that_cannot_be_made_is_told_before_a_run_begins(desk, more, said):
+    with (desk / "chainwax.toml").open("a", encoding="utf-8") as file:
+        file.write(more + "\n")
+    (desk / "tickets.jsonl").write_text('{"text": "an invoice", "right": "billing"}\n', encoding="utf-8")
+    for command in ("check", "run"):
+        words = [command, "desk.py", "--source", "tickets=tickets.jsonl", "--sink", "out=out.jsonl"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code != 0
+        assert said in f"{result.output}{result.exception}"
+
+
+def test_an_own_model_that_serves_is_not_shown_as_unusable(desk):
+    call("train", "desk.py", "team")
+    call("promote", "desk.py", "team")
+    items = [{"text": f"later {n} about an invoice", "right": "billing"} for n in range(40)]
+    run_flow(
+        load_flow("desk.py"),
+        items,
+        models={"big": TestModel("billing")},
+        settings=load_settings("chainwax.toml"),
+    )
+    shown = call("--no-health")
+    assert "team-1" in shown
+    assert "cannot be used" not in shown
+
+
+SLOW = """
+import time
+from chainwax.router.custom import HERE, TRAINERS
+
+class Slow:
+    name, place = "slow", HERE
+    def __init__(self, options): pass
+    def fit(self, dataset, folder, progress, limits):
+        (folder / "begun").touch()
+        time.sleep(600)
+
+TRAINERS["slow"] = Slow
+"""
+
+
+def test_ctrl_c_ends_a_training_by_hand_at_once(desk):
+    (desk / "slow.py").write_text(SLOW, encoding="utf-8")
+    flow = (desk / "desk.py").read_text(encoding="utf-8")
+    (desk / "desk.py").write_text(f"import slow\n{flow}", encoding="utf-8")
+    words = ["models", "train", "desk.py", "team", "--trainer", "slow"]
+    command = [sys.executable, "-c", "from chainwax.flows.cli import main; main()", *words]
+    env = {**os.environ, "PYTHONPATH": str(desk)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        ends = time.monotonic() + 60
+        while not list(desk.rglob("begun")):
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+    assert process.returncode == 130
+    assert "no model of its own was ever made" in call("history", "desk.py", "team")
+
+
+def test_a_model_that_its_provider_withdraws_while_it_serves_fails_no_item(desk, provider):
+    call("train", "desk.py", "team", "--trainer", "provider")
+    call("promote", "desk.py", "team")
+    provider.tuned.clear()
+    before = len(asked(provider))
+    items = [{"text": f"later {n} about an invoice", "right": "billing"} for n in range(60)]
+    big = TestModel("billing")
+    out = run_flow(load_flow("desk.py"), items, models={"big": big}, settings=load_settings("chainwax.toml"))
+    assert [item["team"] for item in out["out"]] == ["billing"] * 60
+    assert 0 < len(asked(provider)) - before < 60  # it was tried, and then left alone
+    with closing(sqlite3.connect(desk / "desk.db")) as db:
+        told = db.execute("SELECT detail FROM decisions WHERE decision_kind = 'model_down'").fetchall()
+    assert any("team-1" in detail and "does not exist" in detail for (detail,) in told)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,7 @@ from pathlib import Path
 from chainwax.router import ModelConfig
 from chainwax.router.custom import HERE, Place, Served, Trained, TrainerFailed
 from chainwax.router.backends import Health, Reply
+from chainwax.router.errors import Abstains
 
 class Said:
     simulated = False
@@ -49,10 +52,14 @@ class Said:
     async def start(self): return 4
     async def generate(self, request):
         text = request.query.messages[-1]["content"]
-        if self.what == "good":
-            bug = any(w in text for w in ("crash", "error", "freeze", "broken"))
-            return Reply("bug" if bug else "bill")
-        return Reply(self.what)
+        if self.what == "shy": raise Abstains("ask another")
+        return Reply(self.right(text) if self.what == "good" else self.what)
+    def right(self, text):
+        return "bug" if any(w in text for w in ("crash", "error", "freeze", "broken")) else "bill"
+    def weigh(self, query, said):
+        text = query.messages[-1]["content"]
+        # Without another's word it is wrong now and then.
+        return self.right(text) if said or "7" not in text else "bill"
     async def health(self): return Health(True)
     async def close(self): pass
 
@@ -74,9 +81,11 @@ class Trainer:
         (folder / "weights").write_text(do)
         return Trained("mine", folder, cost_usd=0.25)
     def serve(self, name, trained, models):
+        if self.options.get("serve") == "crash": raise RuntimeError("no such plate")
         said = (trained.folder / "weights").read_text()
         config = ModelConfig(tier="custom", url="http://127.0.0.1:9/v1", model=name)
-        return Served(config, Said(said))
+        if said in ("shy", "worse") and name == "kind-1": said = "good"
+        return Served(config, Said("bill" if said == "worse" else said))
 """
 
 
@@ -275,6 +284,26 @@ def test_a_better_child_takes_the_parents_place_and_rollback_brings_the_parent_b
         assert Card.read(b.models.path(first)).parent is None
 
 
+def test_a_child_is_not_held_back_by_what_it_could_not_ask_in_the_shadow(bench):
+    with bench(trainer={"do": "shy"}, again_after=0.2, node={"target": 0.5}) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+        b.decided.clear()
+        second = b.until("custom_promoted")
+        assert second.detail["proof"]["accuracy"] < 1  # its parent got all of them right
+        assert second.detail["parent"] == "kind-1"
+
+
+def test_a_worse_child_makes_room_for_the_next_when_there_is_more_to_learn_from(bench):
+    with bench(trainer={"do": "worse"}, again_after=0.2, node={"target": 0.3}, proofs=20) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+        rejected = b.until("custom_rejected")
+        assert rejected.detail["why"] == "no better than what serves, and there is more to learn from"
+        assert rejected.detail["shadow_n"] < 400
+        assert b.models.read().serving == "kind-1"
+
+
 def test_a_model_that_drifts_is_taken_back(bench):
     with bench(trainer={}, again_after=50) as b:
         b.feed(70)
@@ -383,6 +412,16 @@ def test_a_damaged_model_is_not_served_after_a_restart(bench):
         assert {r.arm.model for r in again.feed(10)} == {"big"}
 
 
+def test_a_trainer_that_cannot_serve_what_it_made_is_told_of_and_all_goes_on(bench):
+    with bench(trainer={}) as b:
+        b.feed(70)
+        b.until("custom_promoted")
+    with bench(trainer={"serve": "crash"}) as again:
+        (lost,) = again.of("custom_lost")
+        assert "cannot serve 'kind-1': RuntimeError: no such plate" in lost.detail["why"]
+        assert {r.arm.model for r in again.feed(10)} == {"big"}
+
+
 def test_a_damaged_file_of_how_things_stand_is_told_of(bench):
     b = bench()
     b.models.folder.mkdir(parents=True)
@@ -485,6 +524,17 @@ def test_a_head_takes_any_text(text):
     head.learn(text, "bug", ["bill", "what"])
 
 
+@pytest.mark.parametrize("choices", [["bill", "bug"], ["bill", "bug", "never", "even"]])
+def test_a_head_that_begins_from_another_ends_at_the_same(choices):
+    texts = [text_of(n) for n in range(90)]
+    answers = ["even" if "even" in choices and n % 10 == 0 else label(text) for n, text in enumerate(texts)]
+    early = Head.fit(choices, texts[:60], answers[:60], 4.0)
+    cold = Head.fit(choices, texts, answers, 16.0)
+    warm = Head.fit(choices, texts, answers, 16.0, start=early)
+    rows = cold.texts.rows(texts)
+    assert abs(cold.chances(cold.scores(rows)) - warm.chances(warm.scores(rows))).max() < 0.02
+
+
 def test_doubt_learns_whom_to_trust_and_forgets():
     doubt = Doubt()
     assert doubt.trust(0.95, 0.02) > 0.6 > doubt.trust(0.5, 0.45)
@@ -501,3 +551,48 @@ def test_a_models_own_tier_and_rules_count(bench):
     assert config.tier is Tier.custom
     with pytest.raises(ConfigError, match=r"models.mine.artefact"):
         make_backend("mine", ModelConfig(tier=Tier.custom, backend="head"))
+
+
+ALONE = """
+import sys, threading
+from pathlib import Path
+import my_trainer
+from chainwax.router.custom import Dataset, Example, Limits
+from chainwax.router.custom.work import train_apart
+
+asked = [Example(({"role": "user", "content": f"case {n}"},), "yes") for n in range(4)]
+dataset = Dataset("desk", "kind", asked, asked)
+options = {"do": "hang"}
+told = lambda share, what: print("training", flush=True)
+train_apart("mine", my_trainer.Trainer, options, dataset, Path("made"), Limits(), told, threading.Event())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_training_ends_when_the_process_that_watches_it_is_killed(tmp_path):
+    (tmp_path / "my_trainer.py").write_text(TRAINER, encoding="utf-8")
+    (tmp_path / "alone.py").write_text(ALONE, encoding="utf-8")
+    with subprocess.Popen([sys.executable, "alone.py"], cwd=tmp_path, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"training\n"
+        child = child_of(parent.pid)
+        parent.kill()
+    ends = time.monotonic() + 20
+    while runs(child):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def child_of(pid):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                return int(stat.parent.name)
+    raise AssertionError("it has no child")
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

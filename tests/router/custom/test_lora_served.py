@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
+import time
+from contextlib import closing
 
 import httpx
 import numpy as np
 import pytest
 from tiny_llama import write_tiny
 
+from chainwax.router import LLMManager, load_settings
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import llamacpp, make_backend
 from chainwax.router.backends._adapter import Bare
@@ -128,3 +133,47 @@ def test_one_engine_serves_both_and_a_call_under_way_survives_the_takeover(made)
         assert llamacpp._engines == {}
 
     asyncio.run(go())
+
+
+def test_while_an_adapter_comes_no_call_is_lost_or_paid_twice(made, tmp_path):
+    _, path, adapter, _ = made
+    engine = {"path": str(path), "threads": 1, "slots": 2, "context": 512}
+    settings = load_settings(
+        run={"recording": str(tmp_path / "run.db"), "seed": 1},
+        models={"small": {"tier": "local", "backend": "llamacpp", "engine": engine, "per_hour": 0.04}},
+    )
+    node = NodeSpec("n", Prompt("{value}"), FreeText(), flow="f", params=Params(max_tokens=150))
+    own = ModelConfig(tier="custom", backend="llamacpp", engine=engine | {"adapter": adapter}, per_hour=0.01)
+    results, all_there = [], threading.Event()
+
+    def done(_, result):
+        results.append(result)
+        if len(results) == 24:
+            all_there.set()
+
+    with LLMManager(settings) as manager:
+        manager.begin_run("f", nodes=[node])
+        face = manager.register(node)
+        face.query("warm up")
+        first = manager.instances["small"].backend._engine.child
+        face.submit([face.bind(f"{n}", item_key=f"{n}", position=f"p:{n}") for n in range(12)], done)
+        manager.add_model("n-1", own, nodes=["n"])
+        face.submit([face.bind(f"{n}", item_key=f"{n}", position=f"p:{n}") for n in range(12, 24)], done)
+        assert all_there.wait(120)
+        assert [r.error for r in results if r.error is not None] == []
+        tuned = manager.instances["n-1"]
+        ends = time.monotonic() + 30
+        while tuned.backend._engine is None or tuned.backend._engine.child is first:
+            assert time.monotonic() < ends, "the engine with the adapter did not take over"
+            face.query(f"once more {ends - time.monotonic()}")
+        manager.settle()
+    assert not first.runs
+    with closing(sqlite3.connect(tmp_path / "run.db")) as db:
+        calls = db.execute("SELECT count(*) FROM calls").fetchone()[0]
+        twice = (
+            "SELECT call_id, arm FROM attempts WHERE error IS NULL GROUP BY call_id, arm HAVING count(*) > 1"
+        )
+        assert db.execute(twice).fetchall() == []
+        failed = db.execute("SELECT count(*) FROM attempts WHERE error IS NOT NULL").fetchone()[0]
+    assert calls >= 25
+    assert failed == 0
