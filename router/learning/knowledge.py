@@ -41,7 +41,7 @@ _TIERS = {
 strongest, and of the others little is claimed."""
 _NODE, _NODE_ARM = 0.8, 0.3
 """Variances of a node's level, and of an arm's at a node."""
-_WORD, _WORD_ARM = 0.5, 0.2
+_WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
 _MACKAY = math.pi / 8.0
 _CHANGED = 2.0

@@ -39,7 +39,7 @@ _DRAWS = 512
 """Numbers drawn for one call: for each arm as many as that makes, at least sixteen."""
 _DEAR = 100.0
 """What a point is worth before anything is known, in costs of the strongest: quality first."""
-_GIVEN = 0.01
+_GIVEN = 0.02
 """All that a target lets be lost is worth at least this share of what the strongest costs. A model that is
 hardly cheaper than the next and much worse saves next to nothing, and would spend what others could save by.
 """
