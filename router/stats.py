@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -222,6 +223,9 @@ class NodeStats:
         """An arm was proved before it served: ``n`` answers, ``right`` of them right."""
         self.right[state.index] += right
         self.wrong[state.index] += n - right
+        for number in range(n):  # as many right ones, evenly among the wrong
+            score = math.floor((number + 1) * right / n) - math.floor(number * right / n)
+            self.knowledge.learn(self.node, state.place, NOTHING, float(score))
         self.version += 1
 
     def costs(self) -> NDArray[np.float64]:

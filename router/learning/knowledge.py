@@ -57,7 +57,7 @@ _PSEUDO = 3.0
 class NodeKnowledge:
     """One node's own terms: its level and the arms' differences there."""
 
-    __slots__ = ("answers", "factor", "off", "terms", "wide")
+    __slots__ = ("answers", "factor", "graded", "terms", "wide")
 
     def __init__(self, arms: int) -> None:
         self.terms = Pooled((0.0, _NODE))
@@ -65,8 +65,8 @@ class NodeKnowledge:
         self.factor = 0.0
         """Sum over its answers of what they cost, in mean costs of their arms."""
         self.answers = 0
-        self.off = self.wide = 0.0
-        """Sums of the squares by which scores were off, and of those that right or wrong would be off by."""
+        self.graded = self.wide = 0.0
+        """Sums over its scores s of s·(1 − s), and of the same of what was expected."""
 
 
 class Knowledge:
@@ -78,7 +78,7 @@ class Knowledge:
         self.terms = Pooled(_LEVEL)
         self.words: NDArray[np.float64] = np.zeros((PLACES, 1))
         self.words_var: NDArray[np.float64] = np.full((PLACES, 1), _WORD)
-        self.off = self.wide = 0.0
+        self.graded = self.wide = 0.0
         """As of a node, of all of them."""
         self.nodes: dict[str, NodeKnowledge] = {}
         self.probation = Probation()
@@ -182,18 +182,19 @@ class Knowledge:
         return guess
 
     def _scatter(self, own: NodeKnowledge, score: float, guess: float) -> float:
-        """How far scores lie from what is expected, as a share of how far right-or-wrong would lie.
+        """The variance of scores like this one, as a share of what it is where answers are right or wrong.
 
-        Graded scores scatter less, and each tells the more for it (the dispersion of a quasi-likelihood by
-        Pearson's statistic: Wedderburn 1974); at the node, and where little is known of that, of the flow.
+        Graded scores scatter less, and each tells the more for it (the dispersion of a quasi-likelihood,
+        Wedderburn 1974): a variable in [0, 1] of mean m varies by m·(1 − m) less the mean of s·(1 − s).
+        What is known of the node, and where that is little, of the flow.
         """
-        off, wide = (score - guess) ** 2, max(guess * (1.0 - guess), _CURVE)
-        self.off += off
+        graded, wide = score * (1.0 - score), max(guess * (1.0 - guess), _CURVE)
+        self.graded += graded
         self.wide += wide
-        own.off += off
+        own.graded += graded
         own.wide += wide
-        common = (self.off + 1.0) / (self.wide + 1.0)
-        return min(max((own.off + common) / (own.wide + 1.0), _LEAST_SCATTER), 1.0)
+        common = self.graded / (self.wide + 1.0)
+        return min(max(1.0 - (own.graded + common) / (own.wide + 1.0), _LEAST_SCATTER), 1.0)
 
     def revise(self, node: str, place: int, words: NDArray[np.intp], by: float) -> None:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
@@ -247,12 +248,12 @@ class Knowledge:
         return {
             "arms": list(self.arms),
             "common": self.terms.state(),
-            "scatter": [self.off, self.wide],
+            "scatter": [self.graded, self.wide],
             "probation": self.probation.state(),
             "costs": [pack(self.paid), pack(self.priced)],
             "words": [pack(self.words), pack(self.words_var)],
             "nodes": {
-                node: [own.terms.state(), own.factor, own.answers, own.off, own.wide]
+                node: [own.terms.state(), own.factor, own.answers, own.graded, own.wide]
                 for node, own in self.nodes.items()
             },
             "prices": {wish: price.state() for wish, price in self._prices.items()},
@@ -265,14 +266,14 @@ class Knowledge:
             self.add(key, tiers.get(key, Tier.standard))
         to = np.array([0, *(self.arms[key] for key in saved)])
         self.terms.restore(state["common"], to)
-        self.off, self.wide = state["scatter"]
+        self.graded, self.wide = state["scatter"]
         self.probation.restore(state["probation"])
         self.paid[to], self.priced[to] = (unpack(packed) for packed in state["costs"])
         self.words[:, to], self.words_var[:, to] = (unpack(packed) for packed in state["words"])
         for node, (terms, *own_sums) in state["nodes"].items():
             own = self.node(node)
             own.terms.restore(terms, to)
-            own.factor, own.answers, own.off, own.wide = own_sums
+            own.factor, own.answers, own.graded, own.wide = own_sums
         for wish, known in state["prices"].items():
             self.price(wish).restore(known, to)
 

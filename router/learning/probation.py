@@ -41,10 +41,14 @@ class Probation:
         """Whether enough was heard."""
         return self._heard >= _ENDS
 
-    def call(self) -> bool:
-        """One more call: whether a cheaper arm may answer it."""
+    @property
+    def closed(self) -> bool:
+        """Whether only the strongest may answer now."""
+        return not self.over and self._open >= _FREE + _MORE * self._earned + _ALWAYS * self._calls
+
+    def call(self) -> None:
+        """One more call."""
         self._calls += 1
-        return self._open < _FREE + _MORE * self._earned + _ALWAYS * self._calls
 
     def asked(self) -> None:
         """A cheaper arm is asked."""
@@ -53,7 +57,7 @@ class Probation:
     def heard(self, score: float, strongest: float) -> None:
         """A cheaper arm was scored, where the strongest would have been expected to be scored ``strongest``."""
         self._heard += 1
-        self._open -= 1
+        self._open = max(self._open - 1, 0)
         share = min(score / strongest, 1.0) if strongest > 0.0 else 1.0
         self._earned = max(self._earned + (share - _FAIR) / (1.0 - _FAIR), _WORST)
 

@@ -105,12 +105,15 @@ class Adaptive:
         best = worth.argmax(axis=1)
         chosen = int(best[0])
         chance = float(np.count_nonzero(best == chosen)) / rows
-        held = self._has_target and self._knowledge.on_probation and not self._knowledge.probation.call()
-        held = held and arms[chosen].instance.tier is not Tier.custom  # which was proved before it served
+        probation = self._knowledge.probation
+        # An arm of the node's own was proved before it served.
+        held = self._held and arms[chosen].instance.tier is not Tier.custom
+        if self._has_target:
+            probation.call()
         if held:
             chosen, chance = 0, 1.0
         elif chosen and self._has_target:
-            self._knowledge.probation.asked()
+            probation.asked()
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
@@ -125,6 +128,8 @@ class Adaptive:
         arms = self._quick_enough(self._stats.arms)
         if not arms:
             return None
+        if self._held:
+            return arms[0].key
         places = np.array([state.place for state in arms], dtype=np.intp)
         mean = self._knowledge.scores(self._stats.node, NOTHING)[0][places]
         worth = mean - self._stats.costs()[places] / self.price
@@ -172,6 +177,11 @@ class Adaptive:
     def _least(self, strongest: float, cost: float) -> float:
         """The price at which all that the target lets be lost would go for next to nothing."""
         return _GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3)
+
+    @property
+    def _held(self) -> bool:
+        """Whether what is cheaper than the strongest has to wait for its first scores."""
+        return self._has_target and self._knowledge.on_probation and self._knowledge.probation.closed
 
     @property
     def _has_target(self) -> bool:

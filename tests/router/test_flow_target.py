@@ -102,7 +102,7 @@ def test_a_dollar_goes_where_it_buys_most_and_the_product_stays() -> None:
     found = {node: router["target"] for node, router in routers.items()}
     assert math.prod(found.values()) == pytest.approx(0.9, abs=0.01)
     assert min(asked["a"], asked["c"]) > 2 * asked["b"]
-    assert routers["b"]["choice"] == "strong"
+    assert routers["b"]["arms"]["strong"]["asked"] > 2 * asked["b"]
 
 
 def test_a_node_with_a_target_of_its_own_keeps_it() -> None:

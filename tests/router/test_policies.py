@@ -93,8 +93,9 @@ def test_adaptive_begins_with_the_strongest(seed: int) -> None:
 def test_propensities_are_the_frequencies() -> None:
     stats = stats_of(STRONG, MIDDLE, SMALL)
     policy = Adaptive(node(), stats, 7)
-    for _ in range(500):
+    for n in range(500):
         policy.plan(QUERY, stats.arms)  # until the price has settled
+        stats.learn(stats.arms[n % 3], 1.0)
     plans = [policy.plan(QUERY, stats.arms) for _ in range(4000)]
     for state in stats.arms:
         mine = [p.propensity for p in plans if p.arms[0] is state]
