@@ -49,7 +49,7 @@ def wilson(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
     >>> tuple(round(bound, 3) for bound in wilson(9, 10))
     (0.596, 0.982)
     """
-    if n <= 0:
+    if n < 1e-9:  # what weighs next to nothing; squared below, it would vanish
         return 0.0, 1.0
     share = min(max(successes / n, 0.0), 1.0)
     z2 = z * z

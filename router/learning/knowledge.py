@@ -33,7 +33,7 @@ _LEVEL = (1.7, 1.0)
 """Mean and variance of the log-odds of a score, before the first."""
 _TIERS = {
     Tier.strongest: (0.0, 0.02),
-    Tier.standard: (-0.1, 0.1),
+    Tier.standard: (-0.05, 0.1),
     Tier.local: (-0.8, 0.4),
     Tier.custom: (-0.8, 0.4),
 }
@@ -44,7 +44,7 @@ _NODE, _NODE_ARM = 0.8, 0.3
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
 _MACKAY = math.pi / 8.0
-_CHANGED = 2.0
+_CHANGED = 1.0
 """Variance of an arm at a node that has changed."""
 _CURVE = 0.04
 """Least curvature of a score: an expectation that is all but certain must still be able to be wrong."""

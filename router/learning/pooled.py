@@ -1,4 +1,4 @@
-"""A level that all arms share and each arm's own difference from it: a Gaussian belief that is exact and small.
+"""A level that all arms share and each arm's own difference from it: a Gaussian belief, exact and small.
 
 A score tells of the sum of the level and one arm's difference. So the precision of the belief is an arrow (a
 diagonal, and one row), and its covariance needs but one number an arm: with ``w`` the precision that an arm's
@@ -55,7 +55,7 @@ class Pooled:
         return float(self._level * keeps * keeps + self.own[place])
 
     def learn(self, place: int, move: float, precision: float) -> None:
-        """An arm's sum was seen: it moves by its variance times ``move``, and is known by ``precision`` more."""
+        """An arm's sum was seen: it moves by its variance times ``move``, and is surer by ``precision``."""
         keeps = float(self._keeps[place])
         share = move * self._level * keeps
         # What the arm's difference takes, the others give back, as far as the level explained them.

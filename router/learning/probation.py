@@ -55,7 +55,7 @@ class Probation:
         self._open += 1
 
     def heard(self, score: float, strongest: float) -> None:
-        """A cheaper arm was scored, where the strongest would have been expected to be scored ``strongest``."""
+        """A cheaper arm was scored, where ``strongest`` was to be expected of the strongest."""
         self._heard += 1
         self._open = max(self._open - 1, 0)
         share = min(score / strongest, 1.0) if strongest > 0.0 else 1.0

@@ -1,0 +1,113 @@
+"""What is believed of arms: the level that they share, how scores scatter, and the first calls."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainwax.router import Tier
+from chainwax.router.learning.context import NOTHING
+from chainwax.router.learning.knowledge import Knowledge
+from chainwax.router.learning.pooled import Pooled
+from chainwax.router.learning.probation import Probation
+
+PRIORS = ((0.0, 0.02), (-0.1, 0.3), (-0.8, 0.4))
+
+
+def pooled() -> Pooled:
+    made = Pooled((1.7, 1.0))
+    for mean, variance in PRIORS:
+        made.add(mean, variance)
+    return made
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.floats(-2.0, 2.0), st.floats(0.0, 2.0)), max_size=60),
+)
+def test_a_pooled_belief_is_the_full_covariances(seen: list[tuple[int, float, float]]) -> None:
+    """The same as a Kalman filter over the level and all differences, whose covariance is kept in full."""
+    small = pooled()
+    mean, cov = small.mean.copy(), np.diag([1.0, *(variance for _, variance in PRIORS)])
+    for place, move, precision in seen:
+        along = cov[:, 0] + cov[:, place]
+        wide = along[0] + along[place]
+        assert small.variance_of(place) == pytest.approx(wide)
+        small.learn(place, move, precision)
+        mean += along * move
+        cov -= np.outer(along, along) * precision / (1.0 + precision * wide)
+    assert small.mean == pytest.approx(mean)
+    assert small.variance()[1:] == pytest.approx((cov[0, 0] + 2.0 * cov[0] + cov.diagonal())[1:])
+
+
+def test_what_was_forgotten_is_learned_anew_and_the_rest_stays() -> None:
+    belief = pooled()
+    for _ in range(50):
+        belief.learn(2, 0.01, 0.2)
+    before, level = belief.mean.copy(), belief.variance()[0]
+    belief.forget(2, 1.0)
+    assert belief.mean == pytest.approx(before)
+    assert belief.own[2] == 1.0
+    assert belief.variance()[0] > level  # what it told of the level is gone with it
+    again = pooled()
+    again.restore(json.loads(json.dumps(belief.state())), np.arange(4))
+    assert again.state() == belief.state()
+
+
+def knowledge(scores: list[float]) -> Knowledge:
+    known = Knowledge()
+    place = known.add("a", Tier.standard)
+    for score in scores:
+        known.learn("n", place, NOTHING, score)
+    return known
+
+
+def test_graded_scores_tell_more_than_right_and_wrong() -> None:
+    graded, plain = knowledge([0.9] * 40), knowledge([1.0] * 36 + [0.0] * 4)
+    variances = [known.nodes["n"].terms.variance_of(1) for known in (graded, plain)]
+    assert variances[0] < 0.5 * variances[1]
+    assert graded.expected("n", 1, NOTHING) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
+    probation = Probation()
+
+    def asks(most: int) -> int:
+        for number in range(most):
+            probation.call()
+            if probation.closed:
+                return number
+            probation.asked()
+        return most
+
+    assert asks(100) == 3
+    for _ in range(3):
+        probation.heard(0.9, 0.9)
+    assert asks(100) in range(20, 30)
+    for _ in range(47):
+        probation.heard(0.9, 0.9)
+    assert probation.over
+    assert not probation.closed
+
+
+def test_after_bad_ones_none_is_asked_for_long_but_not_for_ever() -> None:
+    probation = Probation()
+    for _ in range(10):
+        probation.asked()
+        probation.heard(0.0, 0.9)
+    closed = 0
+    while probation.closed:
+        closed += 1
+        probation.call()
+    assert 300 < closed < 2000
+
+
+def test_where_no_arm_is_of_the_strongest_tier_nobody_waits() -> None:
+    known = Knowledge()
+    known.add("a", Tier.local)
+    assert not known.on_probation
+    known.add("b", Tier.strongest)
+    assert known.on_probation
