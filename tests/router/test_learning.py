@@ -83,7 +83,7 @@ def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
             probation.asked()
         return most
 
-    assert asks(100) == 3
+    assert asks(100) in (3, 4)
     for _ in range(3):
         probation.heard(0.9, 0.9)
     assert asks(100) in range(20, 30)
