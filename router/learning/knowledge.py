@@ -3,9 +3,10 @@
 The expected score of an arm's answer is a logistic regression whose terms shrink towards what is common
 (partial pooling): a level for all; one for the arm, which the tiers' order is the prior of; one for the node;
 one for the arm at the node; and the prompt's words, each with a weight for all arms (how hard the words make
-it) and one for the arm. Each weight has a Gaussian belief of its own, moved by one Newton step for each score
-(AdPredictor's online learning, Graepel et al. 2010, with the logistic's curvature in place of the probit's),
-so that a score costs the same however much was learned before.
+it) and one for the arm. The belief is Gaussian and is moved by one Newton step for each score (AdPredictor's
+online learning, Graepel et al. 2010, with the logistic's curvature in place of the probit's), so that a score
+costs the same however much was learned before. Levels and arms are correlated in it
+(:mod:`chainwax.router.learning.pooled`), words are not.
 
 What all arms have in common is learned from the scores of every arm. Where one model's answers go wrong the
 others' probably do too, and what a dearer one is worth there is known before it is asked.
