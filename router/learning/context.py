@@ -26,10 +26,16 @@ MOST = _WORDS + _SIGNS
 """Numbers in a context."""
 _READ = 4000
 """Characters of a prompt that are read: of a longer one the first half and the last."""
-_WORD = re.compile(rb"\w+")
+_SPLIT = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(128))
+_SPLIT += b" " * 128
+"""What is no word becomes a space."""
 _WORD_ANY = re.compile(r"\w+")
 _DIGITS = b"0123456789"
 _SYMBOLS = b"=+*^/(){}$<>"
+_FEW = bytes(set(range(256)) - set(_DIGITS + _SYMBOLS + b" \n"))
+"""All but what is counted."""
+_signs: dict[tuple[bytes, int], int] = {}
+"""Hashes of signs; they are few."""
 
 NOTHING: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 """A context of which nothing is known."""
@@ -48,21 +54,23 @@ def read(text: str) -> str:
     raw = low.encode("utf-8", "surrogatepass")
     # Words are hashed as bytes; only what is not ASCII has to be split as text.
     found = (
-        _WORD.findall(raw)
+        raw.translate(_SPLIT).split()
         if low.isascii()
         else [word.encode("utf-8", "surrogatepass") for word in _WORD_ANY.findall(low)]
     )
     words = list(dict.fromkeys(found))
     if len(words) > _WORDS:
         words = words[: _WORDS // 2] + words[-_WORDS // 2 :]
-    words += (
-        b"#size %d" % int(2.0 * math.log2(size + 1)),
-        b"#digits %d" % _count(raw, _DIGITS).bit_length(),
-        b"#lines %d" % min(raw.count(b"\n"), 9),
-        b"#symbols %d" % _count(raw, _SYMBOLS).bit_length(),
-        b"#word %d" % (2 * len(raw) // (1 + raw.count(b" "))),
+    hashes = list(map(crc32, words))
+    few = raw.translate(None, _FEW)
+    hashes += (
+        _sign(b"size", int(2.0 * math.log2(size + 1))),
+        _sign(b"digits", _count(few, _DIGITS).bit_length()),
+        _sign(b"lines", min(few.count(b"\n"), 9)),
+        _sign(b"symbols", _count(few, _SYMBOLS).bit_length()),
+        _sign(b"word", 2 * len(raw) // (1 + few.count(b" "))),
     )
-    places = np.fromiter(map(crc32, words), dtype=np.uint32, count=len(words)) & (PLACES - 1)
+    places = np.array(hashes, dtype=np.uint32) & (PLACES - 1)
     return binascii.b2a_base64(places.astype("<u2").tobytes(), newline=False).decode("ascii")
 
 
@@ -80,6 +88,15 @@ def decode(context: str) -> NDArray[np.intp]:
     if len(raw) % 2 or len(raw) > 2 * MOST:
         return NOTHING
     return (np.frombuffer(raw, dtype="<u2") & (PLACES - 1)).astype(np.intp)
+
+
+def _sign(name: bytes, value: int) -> int:
+    known = _signs.get((name, value))
+    if known is None:
+        known = crc32(b"#%s %d" % (name, value))
+        if len(_signs) < PLACES:
+            _signs[name, value] = known
+    return known
 
 
 def _count(raw: bytes, which: bytes) -> int:

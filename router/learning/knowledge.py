@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chainwax.router.learning.context import PLACES
+from chainwax.router.learning.context import MOST, PLACES
 from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.learning.pooled import Pooled
 from chainwax.router.learning.price import Price
@@ -45,6 +45,8 @@ _NODE, _NODE_ARM = 0.8, 0.3
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
 _MACKAY = math.pi / 8.0
+_SCALES = np.array([((1.0 / math.sqrt(n or 1),), (1.0 / (n or 1),)) for n in range(MOST + 1)])
+"""What the sums over n words are multiplied with, means and variances; shape (MOST + 1, 2, 1)."""
 _CHANGED = 1.0
 """Variance of an arm at a node that has changed."""
 _CURVE = 0.04
@@ -77,8 +79,9 @@ class Knowledge:
         self.arms: dict[str, int] = {}
         """By key: the arm's column."""
         self.terms = Pooled(_LEVEL)
-        self.words: NDArray[np.float64] = np.zeros((PLACES, 1))
-        self.words_var: NDArray[np.float64] = np.full((PLACES, 1), _WORD)
+        self.words: NDArray[np.float64] = np.zeros((PLACES, 2, 1))
+        """Means and variances of the words' weights, shape (PLACES, 2, arms + 1)."""
+        self.words[:, 1] = _WORD
         self.graded = self.wide = 0.0
         """As of a node, of all of them."""
         self.nodes: dict[str, NodeKnowledge] = {}
@@ -100,8 +103,8 @@ class Knowledge:
                 self._strongest = place
             mean, var = _TIERS[tier]
             self.terms.add(mean, var)
-            self.words = np.pad(self.words, ((0, 0), (0, 1)))
-            self.words_var = np.pad(self.words_var, ((0, 0), (0, 1)), constant_values=_WORD_ARM)
+            self.words = np.pad(self.words, ((0, 0), (0, 0), (0, 1)))
+            self.words[:, 1, place] = _WORD_ARM
             self.paid, self.priced = np.append(self.paid, 0.0), np.append(self.priced, 0.0)
         return place
 
@@ -133,18 +136,14 @@ class Knowledge:
         ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is
         expected to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
         """
-        own = self.node(node).terms
-        mean, var = self.terms.mean + own.mean, self.terms.variance() + own.variance()
-        doubt = self.terms.own + own.own
-        level = mean[0]
+        mean, var, doubt = rows = self.terms.rows() + self.node(node).terms.rows()
         if len(words):
-            scale = 1.0 / math.sqrt(len(words))
-            mean += scale * self.words[words].sum(axis=0)
-            level = mean[0]
-            unsure = (scale * scale) * self.words_var[words].sum(axis=0)
-            doubt += unsure
-            var += unsure + unsure[0]
-        mean += level
+            said = np.add.reduce(self.words.take(words, axis=0))
+            said *= _SCALES[len(words)]
+            rows[0] += said[0]
+            var += said[1] + said.item(1, 0)
+            doubt += said[1]
+        mean += mean.item(0)
         mean /= np.sqrt(1.0 + _MACKAY * var)
         return 1.0 / (1.0 + np.exp(-mean)), doubt
 
@@ -158,17 +157,17 @@ class Knowledge:
         """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected."""
         known = self.node(node)
         own = known.terms
-        odds = self.terms.mean[0] + self.terms.mean[place] + own.mean[0] + own.mean[place]
+        odds = sum(terms.mean.item(column) for terms in (self.terms, own) for column in (0, place))
         common, here = self.terms.variance_of(place), own.variance_of(place)
         count = len(words)
         said = 0.0
         if count:
             scale = 1.0 / math.sqrt(count)
-            at = np.ix_(words, np.array((0, place)))
-            weights, variances = self.words[at], self.words_var[at]
-            odds += scale * weights.sum()
-            said = float(variances.sum()) / count
-        guess = _sigmoid(float(odds))
+            flat, at, above = self._both(words, place)
+            weights, variances = flat.take(at), flat.take(above)
+            odds += scale * float(np.add.reduce(weights))
+            said = float(np.add.reduce(variances)) / count
+        guess = _sigmoid(odds)
         if self.on_probation and place != self._strongest:
             self.probation.heard(score, self.expected(node, self._strongest, words))
         weight /= self._scatter(known, score, guess)
@@ -178,9 +177,20 @@ class Knowledge:
         self.terms.learn(place, move, curve / (doubt - curve * common))
         own.learn(place, move, curve / (doubt - curve * here))
         if count:
-            self.words[at] = weights + variances * (scale * move)
-            self.words_var[at] = variances * (1.0 - variances * (curve / (doubt * count)))
+            flat[at] = weights + variances * (scale * move)
+            flat[above] = variances * (1.0 - variances * (curve / (doubt * count)))
         return guess
+
+    def _both(
+        self, words: NDArray[np.intp], place: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+        """All words' numbers as one row, and where in it the means and the variances of some words are, of
+        what arms have in common and of one arm.
+        """
+        width = self.words.shape[2]
+        first = words * (2 * width)
+        at = np.concatenate((first, first + place))
+        return self.words.reshape(-1), at, at + width
 
     def _scatter(self, own: NodeKnowledge, score: float, guess: float) -> float:
         """The variance of scores like this one, as a share of what it is where answers are right or wrong.
@@ -201,14 +211,14 @@ class Knowledge:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
         own = self.node(node).terms
         doubt = self.terms.variance_of(place) + own.variance_of(place)
-        at = np.ix_(words, np.array((0, place)))
+        flat, at, above = self._both(words, place)
         if len(words):
-            doubt += self.words_var[at].sum() / len(words)
-        move = float(by / (1.0 + _CURVE * doubt))
+            doubt += float(flat[above].sum()) / len(words)
+        move = by / (1.0 + _CURVE * doubt)
         self.terms.shift(place, move)
         own.shift(place, move)
         if len(words):
-            self.words[at] += self.words_var[at] * (move / math.sqrt(len(words)))
+            flat[at] += flat[above] * (move / math.sqrt(len(words)))
 
     def forget(self, node: str, place: int) -> None:
         """Be as unsure of an arm at a node as before its first score, for it has changed."""
@@ -252,7 +262,7 @@ class Knowledge:
             "scatter": [self.graded, self.wide],
             "probation": self.probation.state(),
             "costs": [pack(self.paid), pack(self.priced)],
-            "words": [pack(self.words), pack(self.words_var)],
+            "words": pack(self.words),
             "nodes": {
                 node: [own.terms.state(), own.factor, own.answers, own.graded, own.wide]
                 for node, own in self.nodes.items()
@@ -270,7 +280,7 @@ class Knowledge:
         self.graded, self.wide = state["scatter"]
         self.probation.restore(state["probation"])
         self.paid[to], self.priced[to] = (unpack(packed) for packed in state["costs"])
-        self.words[:, to], self.words_var[:, to] = (unpack(packed) for packed in state["words"])
+        self.words[:, :, to] = unpack(state["words"])
         for node, (terms, *own_sums) in state["nodes"].items():
             own = self.node(node)
             own.terms.restore(terms, to)

@@ -22,13 +22,12 @@ __all__ = ["Pooled"]
 class Pooled:
     """Arrays have the shape (arms + 1,): the level first, then each arm's difference."""
 
-    __slots__ = ("_brought", "_keeps", "_level", "_prior", "mean", "own")
+    __slots__ = ("_brought", "_keeps", "_level", "_prior", "_rows", "_stale")
 
     def __init__(self, level: tuple[float, float]) -> None:
         """``level`` is its prior mean and variance."""
-        self.mean: NDArray[np.float64] = np.array([level[0]])
-        self.own: NDArray[np.float64] = np.zeros(1)
-        """Variance of an arm's difference where the level is known."""
+        self._rows: NDArray[np.float64] = np.array([[level[0]], [level[1]], [0.0]])
+        self._stale = False
         self._prior: NDArray[np.float64] = np.array([level[1]])
         self._keeps: NDArray[np.float64] = np.ones(1)
         self._brought = 0.0
@@ -36,32 +35,53 @@ class Pooled:
         """Variance of the level."""
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return int(self._rows.shape[1])
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The level's, and each arm's difference's."""
+        row: NDArray[np.float64] = self._rows[0]
+        return row
+
+    @property
+    def own(self) -> NDArray[np.float64]:
+        """Variance of an arm's difference where the level is known."""
+        row: NDArray[np.float64] = self._rows[2]
+        return row
+
+    def rows(self) -> NDArray[np.float64]:
+        """Means, variances of the sums, and own variances, shape (3, arms + 1); not to be changed."""
+        if self._stale:
+            self._rows[1] = self._level * np.square(self._keeps) + self._rows[2]
+            self._stale = False
+        return self._rows
 
     def add(self, mean: float, variance: float, arms: int = 1) -> None:
         """More arms, whose difference has this prior; its variance is above 0."""
-        self.mean = np.append(self.mean, np.full(arms, mean))
+        more = np.repeat([[mean], [variance], [variance]], arms, axis=1)
+        self._rows = np.hstack((self._rows, more))
         self._prior = np.append(self._prior, np.full(arms, variance))
-        self.own = np.append(self.own, np.full(arms, variance))
         self._keeps = np.append(self._keeps, np.ones(arms))
+        self._stale = True
 
     def variance(self) -> NDArray[np.float64]:
         """Of the sum of the level and each arm's difference; in column 0 the level's."""
-        return self._level * np.square(self._keeps) + self.own
+        row: NDArray[np.float64] = self.rows()[1]
+        return row
 
     def variance_of(self, place: int) -> float:
         """Of the sum of the level and one arm's difference."""
-        keeps = self._keeps[place]
-        return float(self._level * keeps * keeps + self.own[place])
+        keeps = self._keeps.item(place)
+        return self._level * keeps * keeps + self._rows.item(2, place)
 
     def learn(self, place: int, move: float, precision: float) -> None:
         """An arm's sum was seen: it moves by its variance times ``move``, and is surer by ``precision``."""
-        keeps = float(self._keeps[place])
-        share = move * self._level * keeps
+        mean = self._rows[0]
+        share = move * self._level * self._keeps.item(place)
         # What the arm's difference takes, the others give back, as far as the level explained them.
-        self.mean += share * (self._keeps - 1.0)
-        self.mean[0] += share
-        self.mean[place] += move * float(self.own[place])
+        mean += share * (self._keeps - 1.0)
+        mean[0] += share
+        mean[place] += move * self._rows.item(2, place)
         self._know(place, precision)
 
     def shift(self, place: int, move: float) -> None:
@@ -74,17 +94,19 @@ class Pooled:
             return
         prior = float(self._prior[place])
         self._brought -= (1.0 - float(self._keeps[place])) / prior
-        self._prior[place] = self.own[place] = variance
+        self._prior[place] = self._rows[2, place] = variance
         self._keeps[place] = 1.0
+        self._stale = True
         self._level = 1.0 / (1.0 / float(self._prior[0]) + self._brought)
 
     def _know(self, place: int, precision: float) -> None:
-        prior, keeps = float(self._prior[place]), float(self._keeps[place])
+        prior, keeps = self._prior.item(place), self._keeps.item(place)
         now = 1.0 / (1.0 / keeps + precision * prior)
         self._brought += (keeps - now) / prior
         self._keeps[place] = now
-        self.own[place] = prior * now
-        self._level = 1.0 / (1.0 / float(self._prior[0]) + self._brought)
+        self._rows[2, place] = prior * now
+        self._level = 1.0 / (1.0 / self._prior.item(0) + self._brought)
+        self._stale = True
 
     def state(self) -> list[Any]:
         """All of it, JSON-ready, to the last bit."""
@@ -94,4 +116,5 @@ class Pooled:
         """Know what :meth:`state` gave; ``to`` are where its columns are by now."""
         rows, self._brought, self._level = unpack(state[0]), state[1], state[2]
         to = to[: rows.shape[1]]
-        self.mean[to], self.own[to], self._prior[to], self._keeps[to] = rows
+        self._rows[0, to], self._rows[2, to], self._prior[to], self._keeps[to] = rows
+        self._stale = True
