@@ -35,13 +35,15 @@ _LEVEL = (1.7, 1.0)
 _TIERS = {
     Tier.strongest: (0.0, 0.02),
     Tier.standard: (-0.05, 0.1),
-    Tier.local: (-0.8, 0.4),
+    Tier.local: (-0.6, 0.6),
     Tier.custom: (-0.8, 0.4),
 }
 """Mean and variance of an arm's own log-odds. A standard model is taken to be nearly as good as the
 strongest, and of the others little is claimed."""
-_NODE, _NODE_ARM = 0.8, 0.3
-"""Variances of a node's level, and of an arm's at a node."""
+_NODE = 0.8
+"""Variance of a node's level."""
+_AT_NODE = {Tier.strongest: 0.1, Tier.standard: 0.3, Tier.local: 0.6, Tier.custom: 0.6}
+"""Variance of what sets an arm apart at a node: small models have strong and weak sides."""
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
 _MACKAY = math.pi / 8.0
@@ -62,9 +64,8 @@ class NodeKnowledge:
 
     __slots__ = ("answers", "factor", "graded", "terms", "wide")
 
-    def __init__(self, arms: int) -> None:
+    def __init__(self) -> None:
         self.terms = Pooled((0.0, _NODE))
-        self.terms.add(0.0, _NODE_ARM, arms)
         self.factor = 0.0
         """Sum over its answers of what they cost, in mean costs of their arms."""
         self.answers = 0
@@ -86,6 +87,8 @@ class Knowledge:
         """As of a node, of all of them."""
         self.nodes: dict[str, NodeKnowledge] = {}
         self.probation = Probation()
+        self._tiers: list[Tier] = []
+        """By column, from 1."""
         self._strongest = 0
         """Column of the first arm of the strongest tier; 0 where there is none."""
         self._prices: dict[str, Price] = {}
@@ -101,6 +104,7 @@ class Knowledge:
             place = self.arms[key] = len(self.arms) + 1
             if tier is Tier.strongest and not self._strongest:
                 self._strongest = place
+            self._tiers.append(tier)
             mean, var = _TIERS[tier]
             self.terms.add(mean, var)
             self.words = np.pad(self.words, ((0, 0), (0, 0), (0, 1)))
@@ -112,10 +116,11 @@ class Knowledge:
         """A node's own terms, for all arms that are there."""
         known = self.nodes.get(node)
         if known is None:
-            known = self.nodes[node] = NodeKnowledge(len(self.arms))
-        lacking = len(self.arms) + 1 - len(known.terms)
-        if lacking:
-            known.terms.add(0.0, _NODE_ARM, lacking)
+            known = self.nodes[node] = NodeKnowledge()
+        have = len(known.terms) - 1
+        if have < len(self._tiers):
+            for tier in self._tiers[have:]:
+                known.terms.add(0.0, _AT_NODE[tier])
         return known
 
     @property

@@ -35,7 +35,7 @@ __all__ = ["Adaptive"]
 
 _DRAWN = 0.15
 """How far a draw strays from what is expected, in deviations of the belief."""
-_DRAWS = 512
+_DRAWS = 256
 """Numbers drawn for one call: for each arm as many as that makes, at least sixteen."""
 _DEAR = 100.0
 """What a point is worth before anything is known, in costs of the strongest: quality first."""
