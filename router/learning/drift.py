@@ -1,9 +1,10 @@
 """Whether scores are still what is expected: a change that came of itself is noticed, and learned anew.
 
-For each arm two sums run: how much likelier its scores are where it is right at 0.7 of what was expected of it
-than where it is what it was, and the same where it is wrong at 0.7 of what was expected (logarithms of
-likelihood ratios, never below 0: CUSUM; Page 1954). Without a change one of them passes the bar less than once in
-some 10,000 scores (Lorden 1971); an arm that is right at 0.7 of what it was is found within about twenty.
+For each arm two sums run: how much likelier its scores are where it is right at 0.7 of what was expected of
+it than where it is what it was, and the same where it is wrong at 0.7 of what was expected (logarithms of
+likelihood ratios, never below 0: CUSUM; Page 1954). Without a change one of them passes the bar less than
+once in some 10,000 scores (Lorden 1971); an arm that is right at 0.7 of what it was is found within about
+twenty.
 """
 
 from __future__ import annotations
