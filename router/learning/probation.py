@@ -13,16 +13,16 @@ from typing import Any
 
 __all__ = ["Probation"]
 
-_FREE = 3.0
-"""Answers that may be open before anything is known."""
+_FREE = 300.0
+"""Answers that may be open before anything is known, for all of a score that may be lost: three at 0.99."""
 _MORE = 8.0
 """How many more for a score as good as the strongest's."""
 _FAIR = 0.8
 """The share of the strongest's score that earns nothing; less takes away."""
 _WORST = -2.0
 """The least that can be earned, so that what was bad once is tried again some day."""
-_ALWAYS = 0.02
-"""How many more for each call, whatever the scores say."""
+_ALWAYS = 2.0
+"""How many more for each call, whatever the scores say, for all of a score that may be lost."""
 _ENDS = 50
 """Scores after which each arm is known well enough to be judged by what is expected of it."""
 
@@ -41,10 +41,10 @@ class Probation:
         """Whether enough was heard."""
         return self._heard >= _ENDS
 
-    @property
-    def closed(self) -> bool:
-        """Whether only the strongest may answer now."""
-        return not self.over and self._open >= _FREE + _MORE * self._earned + _ALWAYS * self._calls
+    def closed(self, target: float) -> bool:
+        """Whether only the strongest may answer now, where so much of its quality is wanted."""
+        lost = round(max(1.0 - target, 0.0), 6)
+        return not self.over and self._open >= lost * (_FREE + _ALWAYS * self._calls) + _MORE * self._earned
 
     def call(self) -> None:
         """One more call."""

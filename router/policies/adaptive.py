@@ -181,7 +181,8 @@ class Adaptive:
     @property
     def _held(self) -> bool:
         """Whether what is cheaper than the strongest has to wait for its first scores."""
-        return self._has_target and self._knowledge.on_probation and self._knowledge.probation.closed
+        known = self._knowledge
+        return self._has_target and known.on_probation and known.probation.closed(self.node.target)
 
     @property
     def _has_target(self) -> bool:

@@ -78,19 +78,20 @@ def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
     def asks(most: int) -> int:
         for number in range(most):
             probation.call()
-            if probation.closed:
+            if probation.closed(0.99):
                 return number
             probation.asked()
         return most
 
     assert asks(100) in (3, 4)
+    assert not probation.closed(0.9)  # more may be lost, and more may be tried
     for _ in range(3):
         probation.heard(0.9, 0.9)
     assert asks(100) in range(20, 30)
     for _ in range(47):
         probation.heard(0.9, 0.9)
     assert probation.over
-    assert not probation.closed
+    assert not probation.closed(0.99)
 
 
 def test_after_bad_ones_none_is_asked_for_long_but_not_for_ever() -> None:
@@ -99,7 +100,7 @@ def test_after_bad_ones_none_is_asked_for_long_but_not_for_ever() -> None:
         probation.asked()
         probation.heard(0.0, 0.9)
     closed = 0
-    while probation.closed:
+    while probation.closed(0.99):
         closed += 1
         probation.call()
     assert 300 < closed < 2000
