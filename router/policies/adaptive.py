@@ -12,8 +12,8 @@ least that keeps its ``target``, or the greatest that keeps its ``pace``
 as its propensity.
 
 Each node with a target of its own keeps it by itself: where what it serves is expected to fall short, quality
-is dearer there than elsewhere. Nodes that share their flow's target have but the one price: each is asked
-for as much quality as a dollar buys there (:mod:`chainwax.router.flow_target`).
+is dearer there than elsewhere, whatever the others' price is. Nodes that share their flow's target have but
+the one price: each is asked for as much quality as a dollar buys there (:mod:`chainwax.router.flow_target`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,17 @@ _GIVEN = 0.02
 """All that a target lets be lost is worth at least this share of what the strongest costs. A model that is
 hardly cheaper than the next and much worse saves next to nothing, and would spend what others could save by.
 """
-_STEP = 1.0
+_STEP = 0.7
 """How quickly a node's own factor of the price moves: by so much of what a call falls short."""
-_MOST = 3.0
+_MOST = 5.0
 """The factor is at most e to this, and at least its inverse."""
 _LAST = 256
 """Calls that a mean goes back over."""
+_LOOKS = 0.12
+"""Over the root of the calls so far, the chance that a call is the strongest's whatever is expected of it: of n
+calls some twice as much times their root. What that costs of each call falls to nothing, and what is known of
+the strongest still grows without end.
+"""
 _SLOW_AFTER = 20
 """Answers after which a measured latency counts against a node's wanted one."""
 
@@ -76,8 +81,9 @@ class Adaptive:
             return self.node.worth
         value = self._price().value
         cost = float(self._stats.costs()[self._stats.arms[0].place])
-        price = (value or _dear(cost)) * self._own_factor()
-        return max(price, self._least(self._strongest, cost)) if self._has_target else price
+        if not self._has_target:
+            return value or _dear(cost)
+        return self._own(value or _dear(cost), self._strongest, cost)
 
     @property
     def bought(self) -> float | None:
@@ -112,8 +118,10 @@ class Adaptive:
             probation.call()
         if held:
             chosen, chance = 0, 1.0
-        elif chosen and self._has_target:
-            probation.asked()
+        elif self._has_target:
+            chosen, chance = self._looked(chosen, chance)
+            if chosen:
+                probation.asked()
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
@@ -122,6 +130,17 @@ class Adaptive:
                 short = self.node.target * mean[0] - mean[chosen]
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
         return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
+
+    def _looked(self, chosen: int, chance: float) -> tuple[int, float]:
+        """The strongest in place of what was chosen now and then, with the chance of what is asked then.
+
+        A target is a share of what the strongest is worth here, and where it is never asked that is a guess: a
+        wrong one would never be found out.
+        """
+        look = _LOOKS / math.sqrt(self._seen + 1.0)
+        if chosen and self._random.random() >= look:
+            return chosen, (1.0 - look) * chance
+        return 0, look if chosen else look + (1.0 - look) * chance
 
     def choice(self) -> str | None:
         """The arm for a call of which nothing is known but the node. Draws nothing."""
@@ -171,12 +190,19 @@ class Adaptive:
             return math.inf  # what the strongest is worth at this node no other node's calls can tell
         known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
-        price = shared.for_target(fallback) * self._own_factor()
-        return max(price, self._least(float(mean[0]), float(cost[0])))
+        return self._own(shared.for_target(fallback), float(mean[0]), float(cost[0]))
 
-    def _least(self, strongest: float, cost: float) -> float:
-        """The price at which all that the target lets be lost would go for next to nothing."""
-        return _GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3)
+    def _own(self, shared: float, strongest: float, cost: float) -> float:
+        """The node's own price, where the nodes with its target have the price ``shared`` in common.
+
+        ``strongest`` is the score to expect of the strongest, and ``cost`` what it costs. The node's factor
+        counts from what all that the target lets be lost is worth at least: where others drive the common
+        price down, a node that falls short would otherwise have to multiply next to nothing.
+        """
+        least = _GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3)
+        if self._shares:
+            return max(shared / self._strongest if self._seen else shared, least)
+        return max(max(shared, least) * math.exp(self._factor), least)
 
     @property
     def _held(self) -> bool:
@@ -193,12 +219,6 @@ class Adaptive:
     def _shares(self) -> bool:
         """Whether the node has but a part of its flow's target."""
         return self.node.flow_target is not None and self.node.pace is None
-
-    def _own_factor(self) -> float:
-        """What the common price is multiplied with here."""
-        if self._shares:
-            return 1.0 / self._strongest if self._seen else 1.0
-        return math.exp(self._factor)
 
     def _note(self, strongest: float, chosen: float) -> None:
         self._seen += 1
