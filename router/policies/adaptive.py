@@ -43,16 +43,18 @@ _GIVEN = 0.02
 """All that a target lets be lost is worth at least this share of what the strongest costs. A model that is
 hardly cheaper than the next and much worse saves next to nothing, and would spend what others could save by.
 """
-_STEP = 0.7
+_FREE = 1e-9
+"""Dollars that a point is worth at least, where the strongest costs nothing."""
+_STEP = 1.0
 """How quickly a node's own factor of the price moves: by so much of what a call falls short."""
 _MOST = 5.0
 """The factor is at most e to this, and at least its inverse."""
 _LAST = 256
 """Calls that a mean goes back over."""
-_LOOKS = 0.12
-"""Over the root of the calls so far, the chance that a call is the strongest's whatever is expected of it: of n
-calls some twice as much times their root. What that costs of each call falls to nothing, and what is known of
-the strongest still grows without end.
+_LOOKS = 0.5
+"""How often the strongest is asked whatever is expected of it: with so much of a chance, times what the
+target would be missed by were its answers perfect, over the root of the calls so far. What that costs of a
+call falls to nothing, and what is known of the strongest still grows without end.
 """
 _SLOW_AFTER = 20
 """Answers after which a measured latency counts against a node's wanted one."""
@@ -83,7 +85,7 @@ class Adaptive:
         cost = float(self._stats.costs()[self._stats.arms[0].place])
         if not self._has_target:
             return value or _dear(cost)
-        return self._own(value or _dear(cost), self._strongest, cost)
+        return self._own(value or _dear(cost), self._least(self._strongest, cost))
 
     @property
     def bought(self) -> float | None:
@@ -119,7 +121,7 @@ class Adaptive:
         if held:
             chosen, chance = 0, 1.0
         elif self._has_target:
-            chosen, chance = self._looked(chosen, chance)
+            chosen, chance = self._looked(chosen, chance, float(mean[chosen]))
             if chosen:
                 probation.asked()
         if self.node.worth is None:
@@ -131,13 +133,14 @@ class Adaptive:
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
         return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
 
-    def _looked(self, chosen: int, chance: float) -> tuple[int, float]:
+    def _looked(self, chosen: int, chance: float, expected: float) -> tuple[int, float]:
         """The strongest in place of what was chosen now and then, with the chance of what is asked then.
 
-        A target is a share of what the strongest is worth here, and where it is never asked that is a guess: a
-        wrong one would never be found out.
+        A target is a share of what the strongest is worth here, and where it is never asked that is a guess:
+        a wrong one would never be found out. ``expected`` is the score to expect of what was chosen.
         """
-        look = _LOOKS / math.sqrt(self._seen + 1.0)
+        missed = max(self.node.target - expected, 0.0)
+        look = _LOOKS * missed / math.sqrt(self._seen + 1.0)
         if chosen and self._random.random() >= look:
             return chosen, (1.0 - look) * chance
         return 0, look if chosen else look + (1.0 - look) * chance
@@ -190,19 +193,27 @@ class Adaptive:
             return math.inf  # what the strongest is worth at this node no other node's calls can tell
         known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
-        return self._own(shared.for_target(fallback), float(mean[0]), float(cost[0]))
+        least, common = self._least(float(mean[0]), float(cost[0])), shared.for_target(fallback)
+        # A factor that has no effect must not grow: it would have to come back before it had one again.
+        self._factor = max(self._factor, min(math.log(least / common), 0.0))
+        return self._own(common, least)
 
-    def _own(self, shared: float, strongest: float, cost: float) -> float:
-        """The node's own price, where the nodes with its target have the price ``shared`` in common.
+    def _least(self, strongest: float, cost: float) -> float:
+        """The price at which all that the target lets be lost would go for next to nothing.
 
-        ``strongest`` is the score to expect of the strongest, and ``cost`` what it costs. The node's factor
-        counts from what all that the target lets be lost is worth at least: where others drive the common
-        price down, a node that falls short would otherwise have to multiply next to nothing.
+        ``strongest`` is the score to expect of the strongest, and ``cost`` what it costs.
         """
-        least = _GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3)
+        return max(_GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3), _FREE)
+
+    def _own(self, common: float, least: float) -> float:
+        """The node's own price, where ``common`` is that of all nodes with its target.
+
+        Its factor counts from ``least``: where others drive the common price down, a node that falls short
+        would otherwise have to multiply next to nothing.
+        """
         if self._shares:
-            return max(shared / self._strongest if self._seen else shared, least)
-        return max(max(shared, least) * math.exp(self._factor), least)
+            return max(common / self._strongest if self._seen else common, least)
+        return max(max(common, least) * math.exp(self._factor), least)
 
     @property
     def _held(self) -> bool:

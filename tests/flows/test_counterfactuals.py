@@ -117,7 +117,7 @@ class TestCredit:
         assert off(with_) < 0.5 * off(without)
 
     def test_where_both_are_weak_neither_is_blamed_alone(self) -> None:
-        # Three times the items: which scores come before which calls is the loop's affair, and moves the figures.
+        # Three times the items: which scores come before which calls is the loop's affair, and moves them.
         out, _ = run(chain(), answers(a=0.3, b=0.3), items=3 * ITEMS)
         assert arm(out, "a")["score"] == pytest.approx(0.72, abs=0.1)
         assert arm(out, "b")["score"] == pytest.approx(0.72, abs=0.1)
