@@ -467,7 +467,7 @@ def test_a_budget_that_is_spent_already(make: Make, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["adaptive", "switched", "parallel"])
 def test_a_spent_budget_goes_on_with_what_is_free(make: Make, form: str) -> None:
-    node = make(form=form, budget=0.001, prices={**PRICES, "middle": 0.0, "small": 0.0}, target=0.9)
+    node = make(form=form, budget=0.0002, prices={**PRICES, "middle": 0.0, "small": 0.0}, target=0.9)
     served = node.go(300)
     assert served["BudgetSpent"] == 0
     assert served["middle"] > 200  # of those that are free the stronger one
