@@ -44,11 +44,11 @@ from chainwax.router.router import LLMRouter
 from chainwax.router.rules import check_rules, offers
 from chainwax.router.share import ALL, Lender, OwnHub, ResponseStore, Share
 from chainwax.router.types import (
+    NO_END,
     CallRef,
     CallResult,
     Decision,
     Feedback,
-    FeedbackKind,
     NodeSpec,
     Query,
     Rules,
@@ -61,8 +61,6 @@ T = TypeVar("T")
 
 _SNAPSHOT_SECONDS = 2.0
 """How often the recorders are saved for other processes to read."""
-_NO_END = (FeedbackKind.failure, FeedbackKind.counterfactual)
-"""What is said of a path and is no score of an item's end result."""
 _SETTLE_SECONDS = 30.0
 """How long feedback may take over a bus that many processes share."""
 
@@ -632,7 +630,7 @@ class LLMManager:
                 continue
             if record:
                 self.counterfactuals.heard(one)
-            if one.path and one.kind not in _NO_END:
+            if one.path and one.kind not in NO_END:
                 for shared in self.flow_targets.values():
                     shared.scored(ref.node for ref in one.path)
             for interface, part in told:

@@ -38,6 +38,8 @@ from chainwax.router.recording import RecordedCall, Recording
 from chainwax.router.stats import ArmState, NodeStats
 from chainwax.router.traffic import in_time
 from chainwax.router.types import (
+    NO_QUALITY,
+    UNUSED,
     Attempt,
     CallResult,
     Decision,
@@ -64,10 +66,6 @@ _DOUBTED = 0.1
 they are not any more."""
 _LEARNING = (Form.adaptive, Form.switched)
 """Forms that choose by the scores, and need them."""
-_UNUSED = (FeedbackKind.validation, FeedbackKind.agreement, FeedbackKind.counterfactual)
-"""Scores of answers that were not used, or that say nothing of being right, or more of one scored before."""
-_NO_QUALITY = (*_UNUSED, FeedbackKind.failure)
-"""Scores that a node's quality is no mean of: of failures further down only the bad ones are told."""
 
 
 class _Said(NamedTuple):
@@ -224,11 +222,11 @@ class LLMRouter:
         self._count(state, said, 1.0, feedback.kind)
         self._expect(state, said, earlier, feedback)
         state.instance.recorder.score(feedback.score)
-        if feedback.kind not in _NO_QUALITY:
+        if feedback.kind not in NO_QUALITY:
             self._tell(self.doubts.scored(feedback.score))
             # Of a path the end result is certified: with this call's answer, and with the strongest's.
             self._certify(feedback, None if earlier is None else earlier.score)
-        if feedback.kind not in _UNUSED and self._learning is not None:
+        if feedback.kind not in UNUSED and self._learning is not None:
             self._learning.learn(feedback, None if earlier is None else earlier.learned)
 
     def in_place_of(self, arm: str) -> ArmState | None:
@@ -724,7 +722,7 @@ class LLMRouter:
         self.stats.count(state, said.learned, weight)
         if kind is FeedbackKind.agreement:
             self.agreement.learn(state.key, said.score, weight)
-        if kind not in _NO_QUALITY:
+        if kind not in NO_QUALITY:
             self.stats.served_scores += weight * said.learned
             self.stats.served_scored += weight
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from chainwax.router.prompt import Prompt
 
 __all__ = [
+    "NO_END",
+    "NO_QUALITY",
+    "UNUSED",
     "Arm",
     "Attempt",
     "CallRef",
@@ -85,6 +88,14 @@ class FeedbackKind(StrEnum):
     """A step further down could not use what came of the answers."""
     counterfactual = "counterfactual"
     """The end result of a failed item as it would have been with another answer of one call."""
+
+
+UNUSED = (FeedbackKind.validation, FeedbackKind.agreement, FeedbackKind.counterfactual)
+"""Scores of answers that were not used, or that say nothing of being right, or more of one scored before."""
+NO_QUALITY = (*UNUSED, FeedbackKind.failure)
+"""Scores that a node's quality is no mean of: of failures further down only the bad ones are told."""
+NO_END = (FeedbackKind.failure, FeedbackKind.counterfactual)
+"""What is said of a path and is no score of an item's end result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from chainwax.router.errors import AnswerInvalid, ChainwaxError, ConfigError, Tr
 from chainwax.router.instance import LLMInstance
 from chainwax.router.recording.training import labelled_calls
 from chainwax.router.rules import allowed
-from chainwax.router.types import CallResult, Decision, Feedback, FeedbackKind, Query
+from chainwax.router.types import NO_QUALITY, CallResult, Decision, Feedback, Query
 
 if TYPE_CHECKING:
     from chainwax.router.interface import LLMInterface
@@ -40,13 +40,6 @@ __all__ = ["Lifecycle", "NodeModels"]
 
 log = logging.getLogger("chainwax")
 
-_OF_NO_ANSWER = (
-    FeedbackKind.validation,
-    FeedbackKind.agreement,
-    FeedbackKind.failure,
-    FeedbackKind.counterfactual,
-)
-"""Scores that do not tell whether the served answer is right."""
 _TICK = 0.5
 """Seconds between two looks at whether there is something to do."""
 _REMEMBERED = 20_000
@@ -356,7 +349,7 @@ class NodeModels:
 
     def heard(self, feedback: Feedback) -> None:
         """A score has come, or the share of a path's score."""
-        if feedback.kind in _OF_NO_ANSWER:
+        if feedback.kind in NO_QUALITY:
             return
         if feedback.arm == self.standing.serving:
             self._watch.add(feedback.score, feedback.others)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chainwax.router.learning.context import MOST, PLACES
+from chainwax.router.learning.logistic import sigmoid
 from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.learning.pooled import Pooled
 from chainwax.router.learning.price import Price
@@ -172,7 +173,7 @@ class Knowledge:
             weights, variances = flat.take(at), flat.take(above)
             odds += scale * float(np.add.reduce(weights))
             said = float(np.add.reduce(variances)) / count
-        guess = _sigmoid(odds)
+        guess = sigmoid(odds)
         if self.on_probation and place != self._strongest:
             self.probation.heard(score, self.expected(node, self._strongest, words))
         weight /= self._scatter(known, score, guess)
@@ -292,7 +293,3 @@ class Knowledge:
             own.factor, own.answers, own.graded, own.wide = own_sums
         for wish, known in state["prices"].items():
             self.price(wish).restore(known, to)
-
-
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x > -700.0 else 0.0

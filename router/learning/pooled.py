@@ -56,18 +56,12 @@ class Pooled:
             self._stale = False
         return self._rows
 
-    def add(self, mean: float, variance: float, arms: int = 1) -> None:
-        """More arms, whose difference has this prior; its variance is above 0."""
-        more = np.repeat([[mean], [variance], [variance]], arms, axis=1)
-        self._rows = np.hstack((self._rows, more))
-        self._prior = np.append(self._prior, np.full(arms, variance))
-        self._keeps = np.append(self._keeps, np.ones(arms))
+    def add(self, mean: float, variance: float) -> None:
+        """One more arm, whose difference has this prior; its variance is above 0."""
+        self._rows = np.hstack((self._rows, [[mean], [variance], [variance]]))
+        self._prior = np.append(self._prior, variance)
+        self._keeps = np.append(self._keeps, 1.0)
         self._stale = True
-
-    def variance(self) -> NDArray[np.float64]:
-        """Of the sum of the level and each arm's difference; in column 0 the level's."""
-        row: NDArray[np.float64] = self.rows()[1]
-        return row
 
     def variance_of(self, place: int) -> float:
         """Of the sum of the level and one arm's difference."""
@@ -76,17 +70,22 @@ class Pooled:
 
     def learn(self, place: int, move: float, precision: float) -> None:
         """An arm's sum was seen: it moves by its variance times ``move``, and is surer by ``precision``."""
+        self.shift(place, move)
+        prior, keeps = self._prior.item(place), self._keeps.item(place)
+        now = 1.0 / (1.0 / keeps + precision * prior)
+        self._brought += (keeps - now) / prior
+        self._keeps[place] = now
+        self._rows[2, place] = prior * now
+        self._reckon_level()
+
+    def shift(self, place: int, move: float) -> None:
+        """Move by an arm's variance times ``move``; nothing is known better for it."""
         mean = self._rows[0]
         share = move * self._level * self._keeps.item(place)
         # What the arm's difference takes, the others give back, as far as the level explained them.
         mean += share * (self._keeps - 1.0)
         mean[0] += share
         mean[place] += move * self._rows.item(2, place)
-        self._know(place, precision)
-
-    def shift(self, place: int, move: float) -> None:
-        """Move by an arm's variance times ``move``; nothing is known better for it."""
-        self.learn(place, move, 0.0)
 
     def forget(self, place: int, variance: float) -> None:
         """Be as unsure of an arm's difference as ``variance`` says, if it was surer; its mean stays."""
@@ -96,15 +95,9 @@ class Pooled:
         self._brought -= (1.0 - float(self._keeps[place])) / prior
         self._prior[place] = self._rows[2, place] = variance
         self._keeps[place] = 1.0
-        self._stale = True
-        self._level = 1.0 / (1.0 / float(self._prior[0]) + self._brought)
+        self._reckon_level()
 
-    def _know(self, place: int, precision: float) -> None:
-        prior, keeps = self._prior.item(place), self._keeps.item(place)
-        now = 1.0 / (1.0 / keeps + precision * prior)
-        self._brought += (keeps - now) / prior
-        self._keeps[place] = now
-        self._rows[2, place] = prior * now
+    def _reckon_level(self) -> None:
         self._level = 1.0 / (1.0 / self._prior.item(0) + self._brought)
         self._stale = True
 

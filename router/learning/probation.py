@@ -46,13 +46,10 @@ class Probation:
         lost = round(max(1.0 - target, 0.0), 6)
         return not self.over and self._open >= lost * (_FREE + _ALWAYS * self._calls) + _MORE * self._earned
 
-    def call(self) -> None:
-        """One more call."""
+    def call(self, *, other: bool) -> None:
+        """One more call, of the strongest or of another arm."""
         self._calls += 1
-
-    def asked(self) -> None:
-        """A cheaper arm is asked."""
-        self._open += 1
+        self._open += other
 
     def heard(self, score: float, strongest: float) -> None:
         """A cheaper arm was scored, where ``strongest`` was to be expected of the strongest."""

@@ -113,17 +113,14 @@ class Adaptive:
         best = worth.argmax(axis=1)
         chosen = int(best[0])
         chance = float(np.count_nonzero(best == chosen)) / rows
-        probation = self._knowledge.probation
         # An arm of the node's own was proved before it served.
         held = self._held and arms[chosen].instance.tier is not Tier.custom
-        if self._has_target:
-            probation.call()
         if held:
             chosen, chance = 0, 1.0
         elif self._has_target:
             chosen, chance = self._looked(chosen, chance, float(mean[chosen]))
-            if chosen:
-                probation.asked()
+        if self._waits:
+            self._knowledge.probation.call(other=chosen > 0)
         if self.node.worth is None:
             shared = self._price()
             shared.spent += float(cost[chosen])
@@ -216,10 +213,14 @@ class Adaptive:
         return max(max(common, least) * math.exp(self._factor), least)
 
     @property
+    def _waits(self) -> bool:
+        """Whether it is not known yet how good arms are that are cheaper than the strongest."""
+        return self._has_target and self._knowledge.on_probation
+
+    @property
     def _held(self) -> bool:
-        """Whether what is cheaper than the strongest has to wait for its first scores."""
-        known = self._knowledge
-        return self._has_target and known.on_probation and known.probation.closed(self.node.target)
+        """Whether they have to wait for their first scores."""
+        return self._waits and self._knowledge.probation.closed(self.node.target)
 
     @property
     def _has_target(self) -> bool:

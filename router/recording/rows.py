@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from numbers import Integral, Real
@@ -179,6 +179,11 @@ def shown(value: Any, longest: int = 80) -> str:
     except Exception as error:  # a repr is other people's code
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text[:longest]
+
+
+def quoted(kinds: Iterable[FeedbackKind]) -> str:
+    """Kinds of feedback as a query names them."""
+    return ", ".join(f"'{kind}'" for kind in kinds)
 
 
 def parse_json(text: str | None) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from chainwax.router.recording.reader import RecordingReader
-from chainwax.router.recording.rows import parse_json
+from chainwax.router.recording.rows import parse_json, quoted
+from chainwax.router.types import UNUSED
 
 __all__ = [
     "Answered",
@@ -21,9 +22,6 @@ __all__ = [
     "timeline",
     "totals",
 ]
-
-_OF_NO_ANSWER = "('validation', 'agreement', 'counterfactual')"
-"""Kinds of feedback about answers that were not used, or that say nothing of being right."""
 
 
 @dataclass(slots=True)
@@ -135,8 +133,8 @@ def totals(reader: RecordingReader, run: str) -> dict[str, NodeTotals]:
     # to the run that made the call, whoever heard it.
     for node, scores, score_sum in reader._all(
         "SELECT f.node, count(score), total(score) FROM feedback f LEFT JOIN calls c USING (call_id) "
-        f"WHERE CASE call_id WHEN '' THEN f.run ELSE c.run END = ? AND feedback_kind NOT IN {_OF_NO_ANSWER} "
-        "GROUP BY 1",
+        "WHERE CASE call_id WHEN '' THEN f.run ELSE c.run END = ? "
+        f"AND feedback_kind NOT IN ({quoted(UNUSED)}) GROUP BY 1",
         (run,),
     ):
         of(node).scores, of(node).score_sum = scores, score_sum
@@ -168,7 +166,7 @@ def answered(reader: RecordingReader, run: str) -> Iterator[Answered]:
 SELECT c.node, c.item_key, c.position, c.value, c.text, coalesce(c.arm, ''),
     (SELECT total(a.cost_usd) FROM attempts a WHERE a.call_id = c.call_id),
     (SELECT avg(f.score) FROM feedback f
-     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN {_OF_NO_ANSWER}),
+     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN ({quoted(UNUSED)})),
     c.simulated
 FROM calls c WHERE c.run = ? AND c.status = 'ok' ORDER BY c.rowid
 """
@@ -186,7 +184,7 @@ def timeline(reader: RecordingReader, run: str) -> Iterator[Moment]:
 SELECT coalesce(c.time, 0.0), c.node,
     (SELECT total(a.cost_usd) FROM attempts a WHERE a.call_id = c.call_id),
     (SELECT avg(f.score) FROM feedback f
-     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN {_OF_NO_ANSWER}),
+     WHERE f.call_id = c.call_id AND f.feedback_kind NOT IN ({quoted(UNUSED)})),
     c.simulated
 FROM calls c WHERE c.run = ? AND c.status = 'ok' ORDER BY c.rowid
 """

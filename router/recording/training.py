@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainwax.router.recording.rows import parse_json
+from chainwax.router.recording.rows import parse_json, quoted
 from chainwax.router.recording.schema import open_database
-from chainwax.router.types import FeedbackKind, Message
+from chainwax.router.types import NO_END, NO_QUALITY, FeedbackKind, Message
 
 __all__ = ["Answered", "answered_calls", "labelled_calls"]
 
@@ -25,12 +25,12 @@ ORDER BY c.time DESC, c.rowid DESC LIMIT ?
 """
 
 
-_LABELLED = """
+_LABELLED = f"""
 SELECT count(DISTINCT f.call_id) FROM feedback f
 JOIN calls c ON c.call_id = f.call_id JOIN runs r ON r.run = c.run
 WHERE r.flow = ? AND c.node = ? AND c.status = 'ok'
     AND (f.correction IS NOT NULL AND f.path IS NULL OR f.score >= ?)
-    AND f.feedback_kind NOT IN ('validation', 'agreement', 'failure', 'counterfactual')
+    AND f.feedback_kind NOT IN ({quoted(NO_QUALITY)})
 """
 
 
@@ -75,7 +75,7 @@ def answered_calls(path: Path, flow: str, node: str, *, most: int) -> Iterator[A
                 # What an item's end result should have been is no right answer of the last of its calls.
                 "SELECT call_id, arm, feedback_kind, score, iif(path IS NULL, correction, NULL) "
                 f"FROM feedback WHERE call_id IN ({marks}) "
-                "AND feedback_kind NOT IN ('failure', 'counterfactual') ORDER BY time, rowid",
+                f"AND feedback_kind NOT IN ({quoted(NO_END)}) ORDER BY time, rowid",
                 ids,
             ):
                 call = calls[call_id]

@@ -40,18 +40,18 @@ def test_a_pooled_belief_is_the_full_covariances(seen: list[tuple[int, float, fl
         mean += along * move
         cov -= np.outer(along, along) * precision / (1.0 + precision * wide)
     assert small.mean == pytest.approx(mean)
-    assert small.variance()[1:] == pytest.approx((cov[0, 0] + 2.0 * cov[0] + cov.diagonal())[1:])
+    assert small.rows()[1, 1:] == pytest.approx((cov[0, 0] + 2.0 * cov[0] + cov.diagonal())[1:])
 
 
 def test_what_was_forgotten_is_learned_anew_and_the_rest_stays() -> None:
     belief = pooled()
     for _ in range(50):
         belief.learn(2, 0.01, 0.2)
-    before, level = belief.mean.copy(), belief.variance()[0]
+    before, level = belief.mean.copy(), belief.rows()[1, 0]
     belief.forget(2, 1.0)
     assert belief.mean == pytest.approx(before)
     assert belief.own[2] == 1.0
-    assert belief.variance()[0] > level  # what it told of the level is gone with it
+    assert belief.rows()[1, 0] > level  # what it told of the level is gone with it
     again = pooled()
     again.restore(json.loads(json.dumps(belief.state())), np.arange(4))
     assert again.state() == belief.state()
@@ -77,10 +77,9 @@ def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
 
     def asks(most: int) -> int:
         for number in range(most):
-            probation.call()
             if probation.closed(0.99):
                 return number
-            probation.asked()
+            probation.call(other=True)
         return most
 
     assert asks(100) in (3, 4)
@@ -97,12 +96,12 @@ def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
 def test_after_bad_ones_none_is_asked_for_long_but_not_for_ever() -> None:
     probation = Probation()
     for _ in range(10):
-        probation.asked()
+        probation.call(other=True)
         probation.heard(0.0, 0.9)
     closed = 0
     while probation.closed(0.99):
         closed += 1
-        probation.call()
+        probation.call(other=False)
     assert 300 < closed < 2000
 
 
