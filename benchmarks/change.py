@@ -49,8 +49,8 @@ from chainwax.router import (
 )
 from chainwax.router.backends import Health, Reply, Request
 
-UNIT = 1e-9
-"""Dollars of one made-up token: a call of so many costs what was recorded of it."""
+TOKENS = 1000
+"""Made-up tokens of a mean call of each model, so that its price is told; a call costs what was recorded."""
 WINDOW = 100
 
 
@@ -60,8 +60,10 @@ class Recorded:
     simulated = False
     batch_max = 1
 
-    def __init__(self, name: str, rows: list[dict[str, Any]], worth: Callable[[str, int], float]) -> None:
-        self._name, self._rows, self._worth = name, rows, worth
+    def __init__(
+        self, name: str, rows: list[dict[str, Any]], worth: Callable[[str, int], float], price: float
+    ) -> None:
+        self._name, self._rows, self._worth, self._price = name, rows, worth, price
         self.wait = 0.0
 
     async def start(self) -> int | None:
@@ -75,7 +77,7 @@ class Recorded:
         row = self._rows[number]
         return Reply(
             f"{row['id']}: {self._worth(self._name, number):.3f}",
-            Usage(round(row["outcomes"][self._name]["cost_usd"] / UNIT)),
+            Usage(round(row["outcomes"][self._name]["cost_usd"] / self._price)),
         )
 
     async def generate_batch(self, requests: Any) -> list[Reply | Exception]:
@@ -124,6 +126,10 @@ class Stream:
         self.spoiled = [drawn.random() < 0.3 for _ in self.rows]
         """Of each item, whether the model that gets worse is wrong there."""
 
+    def price(self, model: str) -> float:
+        """Dollars of one of its tokens."""
+        return self.cost[model] / TOKENS
+
     def config(self, model: str) -> ModelConfig:
         """Tiers are by price: the dearest is the strongest, the rest is standard, the cheapest local."""
         place = self.models.index(model)
@@ -132,7 +138,7 @@ class Stream:
             tier=tier,
             url="http://127.0.0.1:9/v1",
             model=model,
-            input_cost_per_token=UNIT,
+            input_cost_per_token=self.price(model),
             output_cost_per_token=0.0,
         )
 
@@ -156,7 +162,7 @@ class Stream:
             defaults={"target": self.args.target},
             models={model: self.config(model).model_dump() for model in models},
         )
-        backends = {model: Recorded(model, self.rows, worth) for model in self.models}
+        backends = {model: Recorded(model, self.rows, worth, self.price(model)) for model in self.models}
         run = Run()
         late: deque[Feedback] = deque()
         with LLMManager(settings, backends={m: backends[m] for m in models}) as manager:
@@ -267,7 +273,7 @@ def main() -> None:
         figures["drop_left_after_why"] = f"'{model}' kept more than half of its share of {share:.2f}"
 
     def cheaper(manager: LLMManager, _: Any) -> None:
-        manager.set_price(model, input_cost_per_token=UNIT / 10)
+        manager.set_price(model, input_cost_per_token=stream.price(model) / 10)
 
     cheap = stream.run(stream.models, cheaper)
     tail = slice(at, len(stream.rows))

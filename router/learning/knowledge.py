@@ -56,6 +56,8 @@ _CURVE = 0.04
 """Least curvature of a score: an expectation that is all but certain must still be able to be wrong."""
 _LEAST_SCATTER = 0.1
 """No score tells more than ten that are right or wrong."""
+_KNOWN = 50
+"""Answers of an arm after which it is known whether it is worth more of them."""
 _PSEUDO = 3.0
 """Answers that the common cost of an arm counts as at a node."""
 
@@ -88,6 +90,8 @@ class Knowledge:
         """As of a node, of all of them."""
         self.nodes: dict[str, NodeKnowledge] = {}
         self.probation = Probation()
+        self.late: dict[int, int] = {}
+        """Columns of arms that came after the first answers, with the answers until they are known."""
         self._tiers: list[Tier] = []
         """By column, from 1."""
         self._strongest = 0
@@ -106,6 +110,9 @@ class Knowledge:
             if tier is Tier.strongest and not self._strongest:
                 self._strongest = place
             self._tiers.append(tier)
+            # An arm of a node's own was proved before it came.
+            if self.priced.any() and tier is not Tier.custom:
+                self.late[place] = _KNOWN
             mean, var = _TIERS[tier]
             self.terms.add(mean, var)
             self.words = np.pad(self.words, ((0, 0), (0, 0), (0, 1)))
@@ -239,6 +246,10 @@ class Knowledge:
         mean = self.paid[place] / self.priced[place]
         own = self.node(node)
         own.answers += 1
+        if place in self.late:
+            self.late[place] -= 1
+            if not self.late[place]:
+                del self.late[place]
         own.factor += min(dollars / mean, 10.0) if mean > 0.0 else 1.0
 
     def guess_cost(self, node: str, place: int, paid: float, priced: int, listed: float) -> float:
@@ -267,6 +278,7 @@ class Knowledge:
             "common": self.terms.state(),
             "scatter": [self.graded, self.wide],
             "probation": self.probation.state(),
+            "late": [[key, left] for key, place in self.arms.items() if (left := self.late.get(place))],
             "costs": [pack(self.paid), pack(self.priced)],
             "words": pack(self.words),
             "nodes": {
@@ -285,6 +297,7 @@ class Knowledge:
         self.terms.restore(state["common"], to)
         self.graded, self.wide = state["scatter"]
         self.probation.restore(state["probation"])
+        self.late = {self.arms[key]: left for key, left in state["late"]}
         self.paid[to], self.priced[to] = (unpack(packed) for packed in state["costs"])
         self.words[:, :, to] = unpack(state["words"])
         for node, (terms, *own_sums) in state["nodes"].items():

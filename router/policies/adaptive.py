@@ -35,6 +35,8 @@ __all__ = ["Adaptive"]
 
 _DRAWN = 0.15
 """How far a draw strays from what is expected, in deviations of the belief."""
+_DRAWN_LATE = 2.7
+"""How many times as far where an arm has come that nobody knows, while the others are known."""
 _DRAWS = 256
 """Numbers drawn for one call: for each arm as many as that makes, at least sixteen."""
 _DEAR = 100.0
@@ -104,6 +106,8 @@ class Adaptive:
         mean = scores[places]
         spread = _DRAWN * mean * (1.0 - mean) * np.sqrt(doubt[places])
         cost = self._stats.costs()[places]
+        if self._knowledge.late:
+            spread *= [_DRAWN_LATE if place in self._knowledge.late else 1.0 for place in places.tolist()]
         # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
         spread[1:][cost[1:] >= cost[0]] = 0.0
         rows = max(16, _DRAWS // len(arms))

@@ -118,7 +118,7 @@ def test_all_that_is_asked_is_paid_and_the_shares_are_right() -> None:
 
 @pytest.mark.parametrize("form", ["adaptive", "switched"])
 def test_a_policy_learns_from_the_stream(form: str) -> None:
-    recorded = two_nodes(1200)
+    recorded = two_nodes(1800)
     ledger = stream(recorded, settings_for(recorded, 0, {"form": form}))
     late = [model for item, model in zip(ledger.items, ledger.used, strict=True) if item.node == "easy"][
         -200:

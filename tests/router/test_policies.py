@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chainwax.router import Arm, Choice, Form, NodeSpec, Prompt, Query, Tier
+from chainwax.router import Arm, Attempt, Choice, Form, NodeSpec, Prompt, Query, Tier
 from chainwax.router.errors import NoModelAllowed
 from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.policies import POLICIES, Adaptive, Direct, Parallel, Switched
@@ -130,6 +130,28 @@ def test_a_strongest_that_is_better_than_thought_is_found_out(seed: int) -> None
         used.append(arm.key)
         stats.learn(arm, 0.98 if arm.key == "strong" else 0.8)
     assert used[-1000:].count("strong") > 500
+
+
+@pytest.mark.parametrize(("right", "most", "least"), [(0.98, 400, 100), (0.3, 40, 0)])
+def test_a_model_that_comes_late_is_tried_soon(right: float, most: int, least: int) -> None:
+    """For the same price as another: a better one gets the calls, and a bad one next to none."""
+    stats = stats_of(STRONG, MIDDLE)
+    policy = Adaptive(node(target=0.95), stats, 1)
+    quality = {"strong": 0.97, "middle": 0.93, "late": right}
+    rng = random.Random(1)
+    late: list[tuple[Any, float]] = []
+    used = []
+    for number in range(900):
+        if number == 500:
+            stats.add(instance("late", Tier.standard, 0.1))
+        arm = policy.plan(QUERY, stats.arms).arms[0]
+        used.append(arm.key)
+        paid = {"strong": 1.0, "middle": 0.1, "late": 0.1}[arm.key]
+        stats.asked(arm, Attempt(str(number), 1, arm.arm, cost_usd=paid), answered=True)
+        late.append((arm, float(rng.random() < quality[arm.key])))
+        if len(late) > 20:
+            stats.learn(*late.pop(0))
+    assert least <= used[500:].count("late") <= most
 
 
 def test_propensities_are_the_frequencies() -> None:
