@@ -3,7 +3,8 @@
 #   docker build -t chainwax:0.1.0-local --build-arg EXTRAS=[redis,local,parquet] .
 # Settings come from the environment (docs/deploying.md); no key and no file is in the image.
 
-FROM python:3.12-slim AS build
+# With a C compiler, for router/learning/_kernel.c.
+FROM python:3.12 AS build
 ARG EXTRAS=[redis]
 WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./

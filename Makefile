@@ -19,7 +19,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt router/learning/_kernel.c
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"chainwax needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: call make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt

@@ -94,7 +94,11 @@ class LLMInstance:
     @property
     def serves(self) -> bool:
         """Whether it is worth asking now: not down, not closed by its server. Safe from any thread."""
-        return self._clock.monotonic() >= self._down_until and not self.queue.closed
+        return self.serves_at(self._clock.monotonic())
+
+    def serves_at(self, now: float) -> bool:
+        """The same, where that is the time of its clock."""
+        return now >= self._down_until and not self.queue.closed_until
 
     async def start(self) -> None:
         """Get the backend ready, once, however many ask for it."""

@@ -34,18 +34,20 @@ class CallQueue:
         self.most_in_flight = 0
         """Since whoever looks at it set it back."""
         self._clock = clock
-        self._waiting: list[tuple[int, float, int, asyncio.Future[None]]] = []
+        self.waiting: list[tuple[int, float, int, asyncio.Future[None]]] = []
+        """Calls that wait for a slot, as a heap; some of them may be cancelled."""
         self._arrivals = 0
-        self._closed_until = 0.0
+        self.closed_until = 0.0
+        """Until when nothing is handed out; 0.0 where it is."""
         self._reopening: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Calls that wait for a slot."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     async def enter(self, priority: int = 0, deadline: float | None = None, *, again: bool = False) -> None:
         """Wait for a slot. ``again`` puts a call that the server sent back at the front of its class."""
-        if self.in_flight < self.limit and self.permits != 0 and not self._waiting and not self._closed_until:
+        if self.in_flight < self.limit and self.permits != 0 and not self.waiting and not self.closed_until:
             self._go()
             return
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -53,8 +55,8 @@ class CallQueue:
         rank = int(self._clock.monotonic() / AGEING) - priority
         arrival = -self._arrivals if again else self._arrivals
         due = -math.inf if again else (math.inf if deadline is None else deadline)
-        heapq.heappush(self._waiting, (rank, due, arrival, slot))
-        if self.lacking is not None and not self._closed_until:
+        heapq.heappush(self.waiting, (rank, due, arrival, slot))
+        if self.lacking is not None and not self.closed_until:
             self.lacking()
         try:
             await slot
@@ -69,7 +71,7 @@ class CallQueue:
     def leave(self) -> None:
         """Give a slot back."""
         self.in_flight -= 1
-        if self._waiting:
+        if self.waiting:
             self.hand_out()
 
     def resize(self, limit: int) -> None:
@@ -80,39 +82,39 @@ class CallQueue:
     def close_for(self, seconds: float) -> None:
         """Hand out nothing for so long, as a server asked for with Retry-After."""
         until = self._clock.monotonic() + seconds
-        if until <= self._closed_until:
+        if until <= self.closed_until:
             return
-        self._closed_until = until
+        self.closed_until = until
         if self._reopening is not None:
             self._reopening.cancel()
         self._reopening = asyncio.get_running_loop().call_later(seconds, self._reopen)
 
     def shut(self) -> None:
         """Hand out nothing any more."""
-        self._closed_until = math.inf
+        self.closed_until = math.inf
         if self._reopening is not None:
             self._reopening.cancel()
 
     @property
     def closed(self) -> bool:
         """Whether the server asked to be left alone for now."""
-        return bool(self._closed_until)
+        return bool(self.closed_until)
 
     def _reopen(self) -> None:
-        self._closed_until = 0.0
+        self.closed_until = 0.0
         self._reopening = None
         self.hand_out()
 
     def hand_out(self) -> None:
         """Let go who may: there are more slots or permits."""
-        if self._closed_until:
+        if self.closed_until:
             return
-        while self._waiting and self.in_flight < self.limit and self.permits != 0:
-            slot = heapq.heappop(self._waiting)[3]
+        while self.waiting and self.in_flight < self.limit and self.permits != 0:
+            slot = heapq.heappop(self.waiting)[3]
             if not slot.done():  # a cancelled call left its place behind
                 self._go()
                 slot.set_result(None)
-        if self._waiting and self.lacking is not None:
+        if self.waiting and self.lacking is not None:
             self.lacking()
 
     def _go(self) -> None:

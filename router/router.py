@@ -424,7 +424,9 @@ class LLMRouter:
         if self.purse is not None and not self.purse.left(self.stats.spent):
             arms = self._within_spent_budget(self.purse, arms)
         # Where nothing serves, ask anyway: the error that comes back says why.
-        serving = in_time([s for s in arms if s.instance.serves] or arms, node.latency)
+        now = self._clock.monotonic()
+        down = [s for s in arms if not s.instance.serves_at(now)]
+        serving = in_time([s for s in arms if s not in down] or arms if down else arms, node.latency)
         # A fixed model has no other in its place: it is waited for.
         fixed = serving if node.model is None else arms
         if node.mode is Mode.enforce:

@@ -105,6 +105,8 @@ class NodeStats:
         self._answers = 0
         self.arms: list[ArmState] = []
         """Those that may be asked."""
+        self.places: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
+        """Their columns."""
         self.by_key: dict[str, ArmState] = {}
         """Those that were withdrawn too: their scores still come."""
         self.right: NDArray[np.float64] = np.zeros(0)
@@ -161,6 +163,7 @@ class NodeStats:
     def _arrange(self) -> None:
         here = [state for state in self.by_key.values() if state.here]
         self.arms = sorted(here, key=lambda s: (_TIER_ORDER.index(s.instance.tier), s.index))
+        self.places = np.array([state.place for state in self.arms], dtype=np.intp)
         for rank, state in enumerate(self.arms):
             state.rank = rank
         self._costs = np.zeros(0)

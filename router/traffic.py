@@ -25,8 +25,12 @@ def in_time(arms: Sequence[ArmState], latency: float | None) -> Sequence[ArmStat
 
     Without a latency those at which a call would not wait long for its turn.
     """
-    quick = [state for state in arms if _takes(state, latency) <= (latency or _PATIENCE)]
-    return quick or arms
+    if latency is None and not any(state.instance.queue.waiting for state in arms):
+        return arms
+    most = latency or _PATIENCE
+    slow = [state for state in arms if _takes(state, latency) > most]
+    # The same list where all are, as mostly: whoever keeps something about it finds it again.
+    return [state for state in arms if state not in slow] or arms if slow else arms
 
 
 def _takes(state: ArmState, latency: float | None) -> float:

@@ -9,6 +9,8 @@ import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from chainwax.router.learning.kernel import COMPILED
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("flows", "operators", "connectors", "router")
 
@@ -17,7 +19,7 @@ def test_the_wheel_holds_all_that_the_folders_hold(tmp_path: Path) -> None:
     # From a copy: what an earlier build left in build/ must not get into this one.
     source = tmp_path / "source"
     for room in ROOMS:
-        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -28,11 +30,13 @@ def test_the_wheel_holds_all_that_the_folders_hold(tmp_path: Path) -> None:
         f"chainwax/{file.relative_to(ROOT)}"
         for room in ROOMS
         for file in (ROOT / room).rglob("*")
-        if file.suffix in (".py", ".typed", ".toml", ".jsonl") and "__pycache__" not in file.parts
+        if file.suffix in (".py", ".pyi", ".typed", ".toml", ".jsonl") and "__pycache__" not in file.parts
     }
     assert wanted - held == set()
     assert "chainwax/__init__.py" not in held
     assert "chainwax/flows/demo/tickets.jsonl" in held
+    if COMPILED:
+        assert [name for name in held if name.endswith(".so")]
 
 
 def test_the_command_is_there() -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import binascii
 import math
 import re
+import struct
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chainwax.router.learning import kernel, plain
 
 __all__ = ["MOST", "NOTHING", "PLACES", "decode", "read"]
 
@@ -26,14 +29,8 @@ MOST = _WORDS + _SIGNS
 """Numbers in a context."""
 _READ = 4000
 """Characters of a prompt that are read: of a longer one the first half and the last."""
-_SPLIT = bytes(byte if chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(128))
-_SPLIT += b" " * 128
-"""What is no word becomes a space."""
 _WORD_ANY = re.compile(r"\w+")
-_DIGITS = b"0123456789"
-_SYMBOLS = b"=+*^/(){}$<>"
-_FEW = bytes(set(range(256)) - set(_DIGITS + _SYMBOLS + b" \n"))
-"""All but what is counted."""
+_NUMBERS = struct.Struct(f"<{_SIGNS}H")
 _signs: dict[tuple[bytes, int], int] = {}
 """Hashes of signs; they are few."""
 
@@ -52,26 +49,20 @@ def read(text: str) -> str:
         text = text[: _READ // 2] + "\n" + text[-_READ // 2 :]
     low = text.lower()
     raw = low.encode("utf-8", "surrogatepass")
-    # Words are hashed as bytes; only what is not ASCII has to be split as text.
-    found = (
-        raw.translate(_SPLIT).split()
-        if low.isascii()
-        else [word.encode("utf-8", "surrogatepass") for word in _WORD_ANY.findall(low)]
-    )
-    words = list(dict.fromkeys(found))
-    if len(words) > _WORDS:
-        words = words[: _WORDS // 2] + words[-_WORDS // 2 :]
-    hashes = list(map(crc32, words))
-    few = raw.translate(None, _FEW)
-    hashes += (
+    if low.isascii():
+        words, digits, lines, symbols, spaces = kernel.read(raw, _WORDS, PLACES - 1)
+    else:
+        # Words are hashed as bytes; only what is not ASCII has to be split as text.
+        found = [word.encode("utf-8", "surrogatepass") for word in _WORD_ANY.findall(low)]
+        words, digits, lines, symbols, spaces = plain.read(raw, _WORDS, PLACES - 1, found)
+    signs = _NUMBERS.pack(
         _sign(b"size", int(2.0 * math.log2(size + 1))),
-        _sign(b"digits", _count(few, _DIGITS).bit_length()),
-        _sign(b"lines", min(few.count(b"\n"), 9)),
-        _sign(b"symbols", _count(few, _SYMBOLS).bit_length()),
-        _sign(b"word", 2 * len(raw) // (1 + few.count(b" "))),
+        _sign(b"digits", digits.bit_length()),
+        _sign(b"lines", min(lines, 9)),
+        _sign(b"symbols", symbols.bit_length()),
+        _sign(b"word", 2 * len(raw) // (1 + spaces)),
     )
-    places = np.array(hashes, dtype=np.uint32) & (PLACES - 1)
-    return binascii.b2a_base64(places.astype("<u2").tobytes(), newline=False).decode("ascii")
+    return binascii.b2a_base64(words + signs, newline=False).decode("ascii")
 
 
 def decode(context: str) -> NDArray[np.intp]:
@@ -93,11 +84,7 @@ def decode(context: str) -> NDArray[np.intp]:
 def _sign(name: bytes, value: int) -> int:
     known = _signs.get((name, value))
     if known is None:
-        known = crc32(b"#%s %d" % (name, value))
+        known = crc32(b"#%s %d" % (name, value)) & (PLACES - 1)
         if len(_signs) < PLACES:
             _signs[name, value] = known
     return known
-
-
-def _count(raw: bytes, which: bytes) -> int:
-    return len(raw) - len(raw.translate(None, which))

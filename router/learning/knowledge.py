@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chainwax.router.learning.context import MOST, PLACES
+from chainwax.router.learning import kernel
+from chainwax.router.learning.context import PLACES
 from chainwax.router.learning.logistic import sigmoid
 from chainwax.router.learning.packed import pack, unpack
 from chainwax.router.learning.pooled import Pooled
@@ -47,9 +48,6 @@ _AT_NODE = {Tier.strongest: 0.1, Tier.standard: 0.3, Tier.local: 0.6, Tier.custo
 """Variance of what sets an arm apart at a node: small models have strong and weak sides."""
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm."""
-_MACKAY = math.pi / 8.0
-_SCALES = np.array([((1.0 / math.sqrt(n or 1),), (1.0 / (n or 1),)) for n in range(MOST + 1)])
-"""What the sums over n words are multiplied with, means and variances; shape (MOST + 1, 2, 1)."""
 _CHANGED = 1.0
 """Variance of an arm at a node that has changed."""
 _CURVE = 0.04
@@ -146,19 +144,18 @@ class Knowledge:
     def scores(self, node: str, words: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The score to expect of each arm, shape (arms + 1,), and the variance of its log-odds' own part.
 
-        ``words`` are the numbers of a context. Column 0 stands for no arm. What is little known of is
-        expected to be nearer to one half (the logistic's mean under a Gaussian; MacKay 1992).
+        ``words`` are the numbers of a context. Column 0 stands for no arm.
         """
-        mean, var, doubt = rows = self.terms.rows() + self.node(node).terms.rows()
-        if len(words):
-            said = np.add.reduce(self.words.take(words, axis=0))
-            said *= _SCALES[len(words)]
-            rows[0] += said[0]
-            var += said[1] + said.item(1, 0)
-            doubt += said[1]
-        mean += mean.item(0)
-        mean /= np.sqrt(1.0 + _MACKAY * var)
-        return 1.0 / (1.0 + np.exp(-mean)), doubt
+        terms, own = self.terms, self.node(node).terms
+        out = np.empty((2, len(terms)))
+        kernel.expect(
+            out,
+            words,
+            self.words,
+            *(terms.mean, terms.own, terms.keeps, terms.level),
+            *(own.mean, own.own, own.keeps, own.level),
+        )
+        return out[0], out[1]
 
     def expected(self, node: str, place: int, words: NDArray[np.intp]) -> float:
         """The score to expect of one arm's answer."""
@@ -175,11 +172,9 @@ class Knowledge:
         count = len(words)
         said = 0.0
         if count:
-            scale = 1.0 / math.sqrt(count)
-            flat, at, above = self._both(words, place)
-            weights, variances = flat.take(at), flat.take(above)
-            odds += scale * float(np.add.reduce(weights))
-            said = float(np.add.reduce(variances)) / count
+            weights, said = kernel.said(self.words, words, self.words.shape[2], place)
+            odds += weights / math.sqrt(count)
+            said /= count
         guess = sigmoid(odds)
         if self.on_probation and place != self._strongest:
             self.probation.heard(score, self.expected(node, self._strongest, words))
@@ -190,20 +185,9 @@ class Knowledge:
         self.terms.learn(place, move, curve / (doubt - curve * common))
         own.learn(place, move, curve / (doubt - curve * here))
         if count:
-            flat[at] = weights + variances * (scale * move)
-            flat[above] = variances * (1.0 - variances * (curve / (doubt * count)))
+            by, shrink = move / math.sqrt(count), curve / (doubt * count)
+            kernel.move(self.words, words, self.words.shape[2], place, by, shrink)
         return guess
-
-    def _both(
-        self, words: NDArray[np.intp], place: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
-        """All words' numbers as one row, and where in it the means and the variances of some words are, of
-        what arms have in common and of one arm.
-        """
-        width = self.words.shape[2]
-        first = words * (2 * width)
-        at = np.concatenate((first, first + place))
-        return self.words.reshape(-1), at, at + width
 
     def _scatter(self, own: NodeKnowledge, score: float, guess: float) -> float:
         """The variance of scores like this one, as a share of what it is where answers are right or wrong.
@@ -224,14 +208,14 @@ class Knowledge:
         """A score that was learned has changed by ``by``: the step that it made changes in proportion."""
         own = self.node(node).terms
         doubt = self.terms.variance_of(place) + own.variance_of(place)
-        flat, at, above = self._both(words, place)
-        if len(words):
-            doubt += float(flat[above].sum()) / len(words)
+        count, width = len(words), self.words.shape[2]
+        if count:
+            doubt += kernel.said(self.words, words, width, place)[1] / count
         move = by / (1.0 + _CURVE * doubt)
         self.terms.shift(place, move)
         own.shift(place, move)
-        if len(words):
-            flat[at] += flat[above] * (move / math.sqrt(len(words)))
+        if count:
+            kernel.move(self.words, words, width, place, move / math.sqrt(count), 0.0)
 
     def forget(self, node: str, place: int) -> None:
         """Be as unsure of an arm at a node as before its first score, for it has changed."""

@@ -22,92 +22,72 @@ __all__ = ["Pooled"]
 class Pooled:
     """Arrays have the shape (arms + 1,): the level first, then each arm's difference."""
 
-    __slots__ = ("_brought", "_keeps", "_level", "_prior", "_rows", "_stale")
+    __slots__ = ("_brought", "_prior", "keeps", "level", "mean", "own")
 
     def __init__(self, level: tuple[float, float]) -> None:
         """``level`` is its prior mean and variance."""
-        self._rows: NDArray[np.float64] = np.array([[level[0]], [level[1]], [0.0]])
-        self._stale = False
-        self._prior: NDArray[np.float64] = np.array([level[1]])
-        self._keeps: NDArray[np.float64] = np.ones(1)
-        self._brought = 0.0
-        self._level = level[1]
+        self.mean: NDArray[np.float64] = np.array([level[0]])
+        """The level's, and each arm's difference's."""
+        self.own: NDArray[np.float64] = np.zeros(1)
+        """Variance of an arm's difference where the level is known."""
+        self.keeps: NDArray[np.float64] = np.ones(1)
+        self.level = level[1]
         """Variance of the level."""
+        self._prior: NDArray[np.float64] = np.array([level[1]])
+        self._brought = 0.0
 
     def __len__(self) -> int:
-        return int(self._rows.shape[1])
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """The level's, and each arm's difference's."""
-        row: NDArray[np.float64] = self._rows[0]
-        return row
-
-    @property
-    def own(self) -> NDArray[np.float64]:
-        """Variance of an arm's difference where the level is known."""
-        row: NDArray[np.float64] = self._rows[2]
-        return row
-
-    def rows(self) -> NDArray[np.float64]:
-        """Means, variances of the sums, and own variances, shape (3, arms + 1); not to be changed."""
-        if self._stale:
-            self._rows[1] = self._level * np.square(self._keeps) + self._rows[2]
-            self._stale = False
-        return self._rows
+        return len(self.mean)
 
     def add(self, mean: float, variance: float) -> None:
         """One more arm, whose difference has this prior; its variance is above 0."""
-        self._rows = np.hstack((self._rows, [[mean], [variance], [variance]]))
+        self.mean = np.append(self.mean, mean)
+        self.own = np.append(self.own, variance)
+        self.keeps = np.append(self.keeps, 1.0)
         self._prior = np.append(self._prior, variance)
-        self._keeps = np.append(self._keeps, 1.0)
-        self._stale = True
 
     def variance_of(self, place: int) -> float:
-        """Of the sum of the level and one arm's difference."""
-        keeps = self._keeps.item(place)
-        return self._level * keeps * keeps + self._rows.item(2, place)
+        """Of the sum of the level and one arm's difference; for place 0 the level's."""
+        keeps = self.keeps.item(place)
+        return self.level * keeps * keeps + self.own.item(place)
 
     def learn(self, place: int, move: float, precision: float) -> None:
         """An arm's sum was seen: it moves by its variance times ``move``, and is surer by ``precision``."""
         self.shift(place, move)
-        prior, keeps = self._prior.item(place), self._keeps.item(place)
+        prior, keeps = self._prior.item(place), self.keeps.item(place)
         now = 1.0 / (1.0 / keeps + precision * prior)
         self._brought += (keeps - now) / prior
-        self._keeps[place] = now
-        self._rows[2, place] = prior * now
+        self.keeps[place] = now
+        self.own[place] = prior * now
         self._reckon_level()
 
     def shift(self, place: int, move: float) -> None:
         """Move by an arm's variance times ``move``; nothing is known better for it."""
-        mean = self._rows[0]
-        share = move * self._level * self._keeps.item(place)
+        mean = self.mean
+        share = move * self.level * self.keeps.item(place)
         # What the arm's difference takes, the others give back, as far as the level explained them.
-        mean += share * (self._keeps - 1.0)
+        mean += share * (self.keeps - 1.0)
         mean[0] += share
-        mean[place] += move * self._rows.item(2, place)
+        mean[place] += move * self.own.item(place)
 
     def forget(self, place: int, variance: float) -> None:
         """Be as unsure of an arm's difference as ``variance`` says, if it was surer; its mean stays."""
         if self.own[place] >= variance:
             return
-        prior = float(self._prior[place])
-        self._brought -= (1.0 - float(self._keeps[place])) / prior
-        self._prior[place] = self._rows[2, place] = variance
-        self._keeps[place] = 1.0
+        self._brought -= (1.0 - self.keeps.item(place)) / self._prior.item(place)
+        self._prior[place] = self.own[place] = variance
+        self.keeps[place] = 1.0
         self._reckon_level()
 
     def _reckon_level(self) -> None:
-        self._level = 1.0 / (1.0 / self._prior.item(0) + self._brought)
-        self._stale = True
+        self.level = 1.0 / (1.0 / self._prior.item(0) + self._brought)
 
     def state(self) -> list[Any]:
         """All of it, JSON-ready, to the last bit."""
-        return [pack(np.stack((self.mean, self.own, self._prior, self._keeps))), self._brought, self._level]
+        return [pack(np.stack((self.mean, self.own, self._prior, self.keeps))), self._brought, self.level]
 
     def restore(self, state: list[Any], to: NDArray[np.intp]) -> None:
         """Know what :meth:`state` gave; ``to`` are where its columns are by now."""
-        rows, self._brought, self._level = unpack(state[0]), state[1], state[2]
+        rows, self._brought, self.level = unpack(state[0]), state[1], state[2]
         to = to[: rows.shape[1]]
-        self._rows[0, to], self._rows[2, to], self._prior[to], self._keeps[to] = rows
-        self._stale = True
+        self.mean[to], self.own[to], self._prior[to], self.keeps[to] = rows

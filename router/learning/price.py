@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.learning import kernel
 from chainwax.router.learning.packed import pack, unpack
 
 __all__ = ["FIRST", "Price"]
@@ -54,16 +55,16 @@ class Price:
         mean: NDArray[np.float64],
         cost: NDArray[np.float64],
         wanted: float,
+        arms: int,
     ) -> None:
         """Keep a call: of the arms in columns ``places``, what was drawn, expected, and their dollars.
 
-        ``wanted`` is the score that a call should get, on average over the calls; a price for a pace does
-        not need it.
+        Columns are 1 to ``arms``. ``wanted`` is the score that a call should get, on average over the calls;
+        a price for a pace does not need it.
         """
-        top = int(places[-1]) if len(places) == 1 else int(places.max())
         row = self.calls % _KEPT
-        if row >= self._drawn.shape[0] or top >= self._drawn.shape[1]:
-            self._grow(row, top)
+        if row >= self._drawn.shape[0] or arms >= self._drawn.shape[1]:
+            self._grow(row, arms)
         self._drawn[row] = -np.inf
         self._drawn[row, places] = drawn
         self._mean[row, places] = mean
@@ -79,10 +80,10 @@ class Price:
         if fallback and self.calls < FIRST:
             return fallback
         if self._due():
+            wanted = float(self._wanted[: min(self.calls, _KEPT)].mean())
 
             def keeps(price: float) -> bool:
-                mean, _, wanted = self._at(price)
-                return mean >= wanted
+                return self._at(price)[0] >= wanted
 
             self.value = self._solve(keeps, least=True)
         return self.value
@@ -104,16 +105,10 @@ class Price:
         self._solved = self.calls
         return True
 
-    def _at(self, price: float) -> tuple[float, float, float]:
-        """Expected score, dollars, and the score that was wanted, of a call at a price."""
+    def _at(self, price: float) -> tuple[float, float]:
+        """Expected score and dollars of a call at a price."""
         kept = min(self.calls, _KEPT)
-        chosen = np.argmax(self._drawn[:kept] - self._cost[:kept] / price, axis=1)
-        rows = np.arange(kept)
-        return (
-            float(self._mean[rows, chosen].mean()),
-            float(self._cost[rows, chosen].mean()),
-            float(self._wanted[:kept].mean()),
-        )
+        return kernel.worth(self._drawn, self._mean, self._cost, kept, self._drawn.shape[1], price)
 
     def _solve(self, keeps: Any, *, least: bool) -> float:
         low, high = _RANGE

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.learning import kernel
 from chainwax.router.learning.context import NOTHING, decode
 from chainwax.router.learning.price import FIRST, Price
 from chainwax.router.policies.base import Plan
@@ -101,22 +102,20 @@ class Adaptive:
             return Plan((arms[0],))
         if self._target != self.node.target and self.node.flow_target is None:
             self._target, self._factor = self.node.target, 0.0
-        places = np.array([state.place for state in arms], dtype=np.intp)
+        places = self._places(arms)
         scores, doubt = self._knowledge.scores(self._stats.node, decode(query.context))
         mean = scores[places]
-        spread = _DRAWN * mean * (1.0 - mean) * np.sqrt(doubt[places])
         cost = self._stats.costs()[places]
+        spread = np.empty(len(arms))
+        # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
+        kernel.spread(spread, mean, doubt[places], cost, _DRAWN)
         if self._knowledge.late:
             spread *= [_DRAWN_LATE if place in self._knowledge.late else 1.0 for place in places.tolist()]
-        # What saves nothing beside the strongest is not tried; it is asked where it is known to be better.
-        spread[1:][cost[1:] >= cost[0]] = 0.0
         rows = max(16, _DRAWS // len(arms))
-        drawn = mean + spread * self._random.standard_normal((rows, len(arms)))
-        price = self._priced(places, drawn[0], mean, cost)
-        worth = drawn - cost / price
-        best = worth.argmax(axis=1)
-        chosen = int(best[0])
-        chance = float(np.count_nonzero(best == chosen)) / rows
+        normals = self._random.standard_normal((rows, len(arms)))
+        price = self._priced(places, mean + spread * normals[0], mean, cost)
+        chosen, wins = kernel.best(mean, spread, cost / price, normals)
+        chance = wins / rows
         # An arm of the node's own was proved before it served.
         held = self._held and arms[chosen].instance.tier is not Tier.custom
         if held:
@@ -153,7 +152,7 @@ class Adaptive:
             return None
         if self._held:
             return arms[0].key
-        places = np.array([state.place for state in arms], dtype=np.intp)
+        places = self._places(arms)
         mean = self._knowledge.scores(self._stats.node, NOTHING)[0][places]
         worth = mean - self._stats.costs()[places] / self.price
         return arms[int(worth.argmax())].key
@@ -173,6 +172,11 @@ class Adaptive:
         if "random" in state:
             self._random.bit_generator.state = state["random"]
 
+    def _places(self, arms: Sequence[ArmState]) -> NDArray[np.intp]:
+        """The columns of arms."""
+        stats = self._stats
+        return stats.places if arms is stats.arms else np.array([s.place for s in arms], dtype=np.intp)
+
     def _priced(
         self,
         places: NDArray[np.intp],
@@ -187,7 +191,8 @@ class Adaptive:
         # Nodes that share a flow's target count in shares of what the strongest is worth at each.
         unit = self._strongest if self._shares and self._seen else 1.0
         wanted = self.node.target * float(mean[0]) / unit
-        shared.note(places, drawn / unit, mean / unit, cost, wanted)
+        told = (drawn, mean) if unit == 1.0 else (drawn / unit, mean / unit)
+        shared.note(places, *told, cost, wanted, len(self._knowledge.arms))
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
         if self._shares and self._stats.arms[0].asked < FIRST:

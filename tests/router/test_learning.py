@@ -40,18 +40,20 @@ def test_a_pooled_belief_is_the_full_covariances(seen: list[tuple[int, float, fl
         mean += along * move
         cov -= np.outer(along, along) * precision / (1.0 + precision * wide)
     assert small.mean == pytest.approx(mean)
-    assert small.rows()[1, 1:] == pytest.approx((cov[0, 0] + 2.0 * cov[0] + cov.diagonal())[1:])
+    assert [small.variance_of(place) for place in range(1, len(small))] == pytest.approx(
+        (cov[0, 0] + 2.0 * cov[0] + cov.diagonal())[1:]
+    )
 
 
 def test_what_was_forgotten_is_learned_anew_and_the_rest_stays() -> None:
     belief = pooled()
     for _ in range(50):
         belief.learn(2, 0.01, 0.2)
-    before, level = belief.mean.copy(), belief.rows()[1, 0]
+    before, level = belief.mean.copy(), belief.level
     belief.forget(2, 1.0)
     assert belief.mean == pytest.approx(before)
     assert belief.own[2] == 1.0
-    assert belief.rows()[1, 0] > level  # what it told of the level is gone with it
+    assert belief.level > level  # what it told of the level is gone with it
     again = pooled()
     again.restore(json.loads(json.dumps(belief.state())), np.arange(4))
     assert again.state() == belief.state()
