@@ -75,6 +75,9 @@ class Adaptive:
         """Logarithm of the node's own factor of the price."""
         self._target = node.target
         """What the factor is for."""
+        self._priced_for: NodeSpec | None = None
+        self._shared = Price()
+        """The common price, of what that node wants."""
         self._seen = 0
         self._strongest = self._bought = 0.0
         """Means of the last calls: what the strongest, and what the chosen arm, was expected to be scored."""
@@ -131,7 +134,8 @@ class Adaptive:
             if not held and self.node.pace is None and not self._shares:
                 short = self.node.target * mean[0] - mean[chosen]
                 self._factor = min(max(self._factor + _STEP * float(short), -_MOST), _MOST)
-        return Plan((arms[chosen], *self._escalation(arms[chosen], arms)), chance)
+        # Stronger ones in turn, up to the strongest; after that the rest.
+        return Plan(arms[chosen::-1] if chosen else arms, chance)
 
     def _looked(self, chosen: int, chance: float, expected: float) -> tuple[int, float]:
         """The strongest in place of what was chosen now and then, with the chance of what is asked then.
@@ -250,12 +254,15 @@ class Adaptive:
     def _price(self) -> Price:
         """The price that all nodes of the flow with the same wish have in common."""
         node = self.node
-        if node.pace is not None:
-            return self._knowledge.price(f"pace {node.pace}")
-        # What a dollar buys of a flow's end result is to be the same at each of its nodes.
-        return self._knowledge.price(
-            f"target {node.target}" if node.flow_target is None else f"flow {node.flow_target}"
-        )
+        if node is not self._priced_for:
+            if node.pace is not None:
+                wish = f"pace {node.pace}"
+            elif node.flow_target is None:
+                wish = f"target {node.target}"
+            else:  # what a dollar buys of a flow's end result is to be the same at each of its nodes
+                wish = f"flow {node.flow_target}"
+            self._priced_for, self._shared = node, self._knowledge.price(wish)
+        return self._shared
 
     def _quick_enough(self, arms: Sequence[ArmState]) -> Sequence[ArmState]:
         wanted = self.node.latency
@@ -265,11 +272,6 @@ class Adaptive:
             s for s in arms if s.asked < _SLOW_AFTER or (s.instance.recorder.latency_p95() or 0.0) <= wanted
         ]
         return quick or arms
-
-    def _escalation(self, chosen: ArmState, arms: Sequence[ArmState]) -> list[ArmState]:
-        """Who is asked after ``chosen``: what is stronger by tier, up to the strongest, then the rest."""
-        stronger = [s for s in reversed(arms) if s.rank < chosen.rank]
-        return stronger or [s for s in arms if s is not chosen]
 
 
 def _dear(cost: float) -> float:
