@@ -177,7 +177,10 @@ class Knowledge:
             said /= count
         guess = sigmoid(odds)
         if self.on_probation and place != self._strongest:
-            self.probation.heard(score, self.expected(node, self._strongest, words))
+            # A share of a path's score leaves open the rest of what the call was worth.
+            seen = min(weight, 1.0)
+            worth = seen * score + (1.0 - seen) * guess
+            self.probation.heard(worth, self.expected(node, self._strongest, words))
         weight /= self._scatter(known, score, guess)
         curve = weight * max(guess * (1.0 - guess), _CURVE)
         doubt = 1.0 + curve * (common + here + said)
