@@ -14,6 +14,7 @@
 
 static uint32_t crc_table[256];
 static unsigned char is_word[256];
+static signed char digit_of[256];
 
 static PyObject *refuse(const char *why)
 {
@@ -77,6 +78,45 @@ static PyObject *kernel_read(PyObject *self, PyObject *args)
         numbers[2 * n + 1] = (unsigned char)(number >> 8);
     }
     return Py_BuildValue("y#iiii", numbers, (Py_ssize_t)(2 * kept), digits, lines, symbols, spaces);
+}
+
+/* numbers(context, mask) -> bytes of intp */
+static PyObject *kernel_numbers(PyObject *self, PyObject *args)
+{
+    const char *text;
+    Py_ssize_t size;
+    int mask;
+    if (!PyArg_ParseTuple(args, "s#i", &text, &size, &mask))
+        return NULL;
+    unsigned char raw[2 * MOST + 4];
+    Py_ssize_t length = 0, padding = 0;
+    if (size == 0 || size % 4 || size / 4 * 3 > 2 * MOST + 2)
+        return refuse("numbers: no context");
+    for (Py_ssize_t at = 0; at < size; at += 4) {
+        uint32_t bits = 0;
+        for (int n = 0; n < 4; n++) {
+            int value = digit_of[(unsigned char)text[at + n]];
+            if (text[at + n] == '=' && at + 4 == size && n > 1) {
+                padding++;
+                value = 0;
+            } else if (value < 0 || padding)
+                return refuse("numbers: no context");
+            bits = bits << 6 | (uint32_t)value;
+        }
+        raw[length++] = (unsigned char)(bits >> 16);
+        raw[length++] = (unsigned char)(bits >> 8);
+        raw[length++] = (unsigned char)bits;
+    }
+    length -= padding;
+    if (length % 2 || length / 2 > MOST)
+        return refuse("numbers: no context");
+    PyObject *out = PyBytes_FromStringAndSize(NULL, length / 2 * (Py_ssize_t)sizeof(Py_ssize_t));
+    if (out != NULL) {
+        Py_ssize_t *number = (Py_ssize_t *)PyBytes_AS_STRING(out);
+        for (Py_ssize_t n = 0; n < length / 2; n++)
+            number[n] = (raw[2 * n] | raw[2 * n + 1] << 8) & mask;
+    }
+    return out;
 }
 
 /* Whether so many numbers are all below the rows of a table; its row is 2 * width doubles. */
@@ -202,6 +242,39 @@ static PyObject *kernel_worth(PyObject *self, PyObject *args)
     return Py_BuildValue("dd", score / (double)rows, dollars / (double)rows);
 }
 
+/* note(drawn, mean, cost, row, width, places, drawn, mean, cost) */
+static PyObject *kernel_note(PyObject *self, PyObject *args)
+{
+    Py_buffer kept[3], places, said[3];
+    Py_ssize_t row, width;
+    if (!PyArg_ParseTuple(args, "w*w*w*nny*y*y*y*", &kept[0], &kept[1], &kept[2], &row, &width, &places, &said[0],
+                          &said[1], &said[2]))
+        return NULL;
+    Py_ssize_t arms = places.len / (Py_ssize_t)sizeof(Py_ssize_t);
+    const Py_ssize_t *place = places.buf;
+    int fits = width > 0 && row >= 0 && row < kept[0].len / (Py_ssize_t)sizeof(double) / width;
+    for (int n = 0; n < 3; n++)
+        fits = fits && kept[n].len == kept[0].len && said[n].len == arms * (Py_ssize_t)sizeof(double);
+    for (Py_ssize_t k = 0; fits && k < arms; k++)
+        fits = place[k] >= 0 && place[k] < width;
+    if (fits) {
+        double *drawn = (double *)kept[0].buf + row * width;
+        for (Py_ssize_t k = 0; k < width; k++)
+            drawn[k] = -INFINITY;
+        for (int n = 0; n < 3; n++)
+            for (Py_ssize_t k = 0; k < arms; k++)
+                ((double *)kept[n].buf + row * width)[place[k]] = ((const double *)said[n].buf)[k];
+    }
+    PyBuffer_Release(&places);
+    for (int n = 0; n < 3; n++) {
+        PyBuffer_Release(&kept[n]);
+        PyBuffer_Release(&said[n]);
+    }
+    if (!fits)
+        return refuse("note: sizes do not fit");
+    Py_RETURN_NONE;
+}
+
 /* best(mean, spread, toll, normals) -> (chosen, wins) */
 static PyObject *kernel_best(PyObject *self, PyObject *args)
 {
@@ -299,6 +372,7 @@ static PyObject *kernel_move(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"read", kernel_read, METH_VARARGS, NULL},   {"expect", kernel_expect, METH_VARARGS, NULL},
+    {"numbers", kernel_numbers, METH_VARARGS, NULL}, {"note", kernel_note, METH_VARARGS, NULL},
     {"spread", kernel_spread, METH_VARARGS, NULL}, {"worth", kernel_worth, METH_VARARGS, NULL},
     {"best", kernel_best, METH_VARARGS, NULL},   {"said", kernel_said, METH_VARARGS, NULL},
     {"move", kernel_move, METH_VARARGS, NULL},   {NULL, NULL, 0, NULL},
@@ -315,5 +389,9 @@ PyMODINIT_FUNC PyInit__kernel(void)
         crc_table[n] = crc;
         is_word[n] = (n >= '0' && n <= '9') || (n >= 'a' && n <= 'z') || (n >= 'A' && n <= 'Z') || n == '_';
     }
+    memset(digit_of, -1, sizeof digit_of);
+    const char *digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int n = 0; n < 64; n++)
+        digit_of[(unsigned char)digits[n]] = (signed char)n;
     return PyModule_Create(&module);
 }

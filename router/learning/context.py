@@ -73,12 +73,9 @@ def decode(context: str) -> NDArray[np.intp]:
     if not context:
         return NOTHING
     try:
-        raw = binascii.a2b_base64(context.encode("ascii"))
-    except (ValueError, UnicodeEncodeError):
+        return np.frombuffer(kernel.numbers(context, PLACES - 1), dtype=np.intp)
+    except ValueError:
         return NOTHING
-    if len(raw) % 2 or len(raw) > 2 * MOST:
-        return NOTHING
-    return (np.frombuffer(raw, dtype="<u2") & (PLACES - 1)).astype(np.intp)
 
 
 def _sign(name: bytes, value: int) -> int:

@@ -6,6 +6,8 @@ The C is in ``_kernel.c``, the numpy in :mod:`chainwax.router.learning.plain`.
 * ``read(raw, most, mask)`` reads a prompt's bytes, lower case: the hashes (CRC-32, and-ed with ``mask``, two
   bytes each) of its different words, of more than ``most`` the first half and the last; and how many digits,
   lines, symbols and spaces there are.
+* ``numbers(context, mask)`` gives the numbers in a context, and-ed with ``mask``, as bytes of intp.
+  ValueError where it is none.
 * ``expect(out, words, table, mean, own, keeps, level, …)`` puts into ``out``, shape (2, arms + 1), the score
   to expect of each arm and the variance of its log-odds' own part. ``words`` are rows of ``table``, shape
   (places, 2, arms + 1); the rest is what two :class:`~chainwax.router.learning.pooled.Pooled` hold, the
@@ -16,6 +18,8 @@ The C is in ``_kernel.c``, the numpy in :mod:`chainwax.router.learning.plain`.
 * ``worth(drawn, mean, cost, rows, width, price)`` tells what so many calls, the first rows of arrays of so
   many columns, would come to where each chose the arm with the greatest drawn − cost / price: mean score and
   dollars.
+* ``note(drawn, mean, cost, row, width, places, …)`` writes a call into such a row: in the columns ``places``
+  what is given last, and of no other arm anything drawn.
 * ``best(mean, spread, toll, normals)`` tells which arm is the best by the first row of ``normals``, shape
   (rows, arms), where an arm's worth is mean + spread · normal − toll, and of how many rows it is.
 * ``said(table, words, width, place)`` sums what the words say of an arm, in common and by itself: weights
@@ -26,13 +30,13 @@ The C is in ``_kernel.c``, the numpy in :mod:`chainwax.router.learning.plain`.
 
 from __future__ import annotations
 
-__all__ = ["COMPILED", "best", "expect", "move", "read", "said", "spread", "worth"]
+__all__ = ["COMPILED", "best", "expect", "move", "note", "numbers", "read", "said", "spread", "worth"]
 
 try:
-    from chainwax.router.learning._kernel import best, expect, move, read, said, spread, worth
+    from chainwax.router.learning._kernel import best, expect, move, note, numbers, read, said, spread, worth
 
     COMPILED = True
 except ImportError:
-    from chainwax.router.learning.plain import best, expect, move, read, said, spread, worth
+    from chainwax.router.learning.plain import best, expect, move, note, numbers, read, said, spread, worth
 
     COMPILED = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import binascii
 import math
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best", "expect", "move", "read", "said", "spread", "worth"]
+__all__ = ["best", "expect", "move", "note", "numbers", "read", "said", "spread", "worth"]
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -20,6 +21,8 @@ _DIGITS = b"0123456789"
 _SYMBOLS = b"=+*^/(){}$<>"
 _FEW = bytes(set(range(256)) - set(_DIGITS + _SYMBOLS + b" \n"))
 """All but what is counted."""
+_MOST = 80
+"""Numbers in a context, at most."""
 _MACKAY = math.pi / 8.0
 
 
@@ -34,6 +37,14 @@ def read(
     few = raw.translate(None, _FEW)
     digits, symbols = (len(few) - len(few.translate(None, which)) for which in (_DIGITS, _SYMBOLS))
     return numbers.astype("<u2").tobytes(), digits, few.count(b"\n"), symbols, few.count(b" ")
+
+
+def numbers(context: str, mask: int) -> bytes:
+    """As the kernel's."""
+    raw = binascii.a2b_base64(context.encode("ascii"), strict_mode=True)
+    if not raw or len(raw) % 2 or len(raw) > 2 * _MOST:
+        raise ValueError("numbers: no context")
+    return (np.frombuffer(raw, dtype="<u2") & mask).astype(np.intp).tobytes()
 
 
 def expect(
@@ -77,6 +88,24 @@ def worth(
     chosen = np.argmax(drawn[:rows] - cost[:rows] / price, axis=1)
     at = np.arange(rows)
     return float(mean[at, chosen].mean()), float(cost[at, chosen].mean())
+
+
+def note(
+    kept_drawn: Floats,
+    kept_mean: Floats,
+    kept_cost: Floats,
+    row: int,
+    width: int,
+    places: Places,
+    drawn: Floats,
+    mean: Floats,
+    cost: Floats,
+) -> None:
+    """As the kernel's."""
+    kept_drawn[row] = -np.inf
+    kept_drawn[row, places] = drawn
+    kept_mean[row, places] = mean
+    kept_cost[row, places] = cost
 
 
 def best(mean: Floats, spread: Floats, toll: Floats, normals: Floats) -> tuple[int, int]:

@@ -65,10 +65,8 @@ class Price:
         row = self.calls % _KEPT
         if row >= self._drawn.shape[0] or arms >= self._drawn.shape[1]:
             self._grow(row, arms)
-        self._drawn[row] = -np.inf
-        self._drawn[row, places] = drawn
-        self._mean[row, places] = mean
-        self._cost[row, places] = cost
+        width = self._drawn.shape[1]
+        kernel.note(self._drawn, self._mean, self._cost, row, width, places, drawn, mean, cost)
         self._wanted[row] = wanted
         self.calls += 1
 

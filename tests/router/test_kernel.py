@@ -55,6 +55,24 @@ def test_a_longer_text_is_refused_and_never_comes_there() -> None:
     assert len(decode(read("ä b c " * 5000))) == 8
 
 
+@given(st.text(max_size=300) | st.text("ABCDabcd0189+/=", max_size=240))
+def test_contexts_are_read_alike(context: str) -> None:
+    out: list[bytes | None] = []
+    for room in (kernel, plain):
+        try:
+            out.append(room.numbers(context, 4095))
+        except ValueError:
+            out.append(None)
+    assert out[0] == out[1]
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=300))
+def test_a_prompt_gives_a_context_that_is_read(text: str) -> None:
+    context = read(text)
+    assert 5 <= len(decode(context)) <= MOST
+    assert plain.numbers(context, 4095) == decode(context).tobytes()
+
+
 def sized(seed: int, arms: int, words: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     width = arms + 1
@@ -100,6 +118,8 @@ def test_the_same_arm_is_chosen(seed: int, arms: int, rows: int) -> None:
     assert len(set(both("best", mean, spread, cost / 3.0, rng.normal(size=(rows, arms))))) == 1
     drawn, means, costs = rng.random((3, rows, arms))
     drawn[rng.random((rows, arms)) < 0.2] = -np.inf
+    kept = rng.random((3, 5, arms + 2))
+    both("note", *kept, 3, arms + 2, rng.permutation(arms) + 1, mean, doubt, cost)
     compiled, numpy = both("worth", drawn, means, costs, rows, arms, 0.5)
     assert compiled == pytest.approx(numpy)
 
@@ -137,6 +157,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         **beyond,
         "best": (some, more, some, np.ones((2, 3))),
         "spread": (some, some, more, some, 0.1),
+        "note": (*np.ones((3, 4, 3)), 4, 3, np.array([0]), *np.ones((3, 1))),
         "worth": (np.ones((2, 3)), np.ones((2, 3)), np.ones((2, 3)), 3, 3, 1.0),
         "expect": (np.ones((2, 3)), words, table, *(some, some, some, 1.0) * 2),
     }.items():
