@@ -210,11 +210,11 @@ def main(command: list[str]) -> int:
 
 def _with(broker: Broker, command: list[str]) -> int:
     process = subprocess.Popen([word.replace("{servers}", broker.servers) for word in command])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            pass  # Ctrl-C reaches it too, and it needs the broker to end well
+    # Ctrl-C reaches it too, and it needs the broker to end well. An exception in the midst of a wait could
+    # lose its exit code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    return process.wait()
 
 
 if __name__ == "__main__":
