@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chainwax.router.types import Decision
+from chainwax.router.types import Decision, identity
 
 __all__ = ["Doubts"]
 
@@ -28,7 +28,8 @@ class Doubts:
         """Scores that did not count, for their call had so many."""
         self._zeros = 0
         self._told_unscored = False
-        self._counts: dict[str, int] = {}
+        self._counts: dict[int, int] = {}
+        """By the identity of a call and its arm: texts of many calls at many nodes would fill the memory."""
 
     @property
     def all_zero(self) -> bool:
@@ -37,7 +38,7 @@ class Doubts:
 
     def takes(self, call_id: str, arm: str) -> tuple[bool, Decision | None]:
         """Whether one more score of a call's answer counts."""
-        key = f"{call_id} {arm}"
+        key = identity(call_id, arm)
         count = self._counts.pop(key, 0) + 1
         if count == 1 and len(self._counts) >= _REMEMBERED:
             del self._counts[next(iter(self._counts))]
@@ -72,7 +73,7 @@ class Doubts:
             "ignored": self.ignored,
             "zeros": self._zeros,
             "told_unscored": self._told_unscored,
-            "counts": self._counts,
+            "counts": list(self._counts.items()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from chainwax.router.agreement import Agreement, agrees, same
@@ -78,6 +79,10 @@ class _Said(NamedTuple):
     @property
     def learned(self) -> float:
         return self.score / self.others
+
+
+_said = lru_cache(maxsize=1024)(_Said)
+"""The same object for what is said again and again, for many calls are remembered."""
 
 
 class LLMRouter:
@@ -208,6 +213,7 @@ class LLMRouter:
         if state is None:
             return
         earlier: _Said | None = None
+        said = _said(feedback.score, feedback.others, feedback.weight)
         if feedback.call_id:
             which = identity(feedback.call_id, feedback.arm, feedback.metric, feedback.source)
             earlier = self._scores.pop(which, None)
@@ -217,8 +223,7 @@ class LLMRouter:
                 return
             elif len(self._scores) >= _REMEMBERED:
                 del self._scores[next(iter(self._scores))]
-            self._scores[which] = _Said(feedback.score, feedback.others, feedback.weight)
-        said = _Said(feedback.score, feedback.others, feedback.weight)
+            self._scores[which] = said
         self._count(state, said, 1.0, feedback.kind)
         self._expect(state, said, earlier, feedback)
         state.instance.recorder.score(feedback.score)
@@ -299,7 +304,7 @@ class LLMRouter:
             return known if same_process else {k: v for k, v in known.items() if k != "random"}
 
         self.stats.restore(state["stats"])
-        self._scores = {which: _Said(*said) for which, said in state["said"]}
+        self._scores = {which: _said(*said) for which, said in state["said"]}
         self.agreement.restore(state["agreement"])
         self.spare = state["spare"]
         self._saved_at = state["time"]
