@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from chainwax.router.errors import PromptFieldMissing
-from chainwax.router.types import CallRef, CallResult, Feedback, FeedbackKind, Mode, Query, Steps
+from chainwax.router.types import NO_QUALITY, CallRef, CallResult, Feedback, FeedbackKind, Mode, Query, Steps
 
 if TYPE_CHECKING:
     from chainwax.router.interface import LLMInterface
@@ -29,7 +29,6 @@ _FAILED = 0.5
 """An end score below this is a failure."""
 _REMEMBERED = 2000
 """Calls whose end scores are waited for."""
-_ENDS = (FeedbackKind.downstream, FeedbackKind.label, FeedbackKind.human)
 
 
 class Counterfactuals:
@@ -51,7 +50,7 @@ class Counterfactuals:
 
     def heard(self, end: Feedback) -> None:
         """The end result of an item was scored. Asks again where that is worth it and may be paid."""
-        if not self.flows or not end.path or end.score >= _FAILED or end.kind not in _ENDS:
+        if not self.flows or not end.path or end.score >= _FAILED or end.kind in NO_QUALITY:
             return
         there = [(doubt, ref) for ref in end.path if (doubt := self._doubt(end, ref)) is not None]
         if there:

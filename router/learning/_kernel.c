@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -20,6 +21,19 @@ static PyObject *refuse(const char *why)
 {
     PyErr_SetString(PyExc_ValueError, why);
     return NULL;
+}
+
+/* Let go of buffers; whether their sizes fitted. */
+static int let_go(int fits, const char *name, int count, ...)
+{
+    va_list buffers;
+    va_start(buffers, count);
+    while (count--)
+        PyBuffer_Release(va_arg(buffers, Py_buffer *));
+    va_end(buffers);
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "%s: sizes do not fit", name);
+    return fits;
 }
 
 /* read(raw, most, mask) -> (numbers, digits, lines, symbols, spaces) */
@@ -80,17 +94,17 @@ static PyObject *kernel_read(PyObject *self, PyObject *args)
     return Py_BuildValue("y#iiii", numbers, (Py_ssize_t)(2 * kept), digits, lines, symbols, spaces);
 }
 
-/* numbers(context, mask) -> bytes of intp */
+/* numbers(context, most, mask) -> bytes of intp */
 static PyObject *kernel_numbers(PyObject *self, PyObject *args)
 {
     const char *text;
     Py_ssize_t size;
-    int mask;
-    if (!PyArg_ParseTuple(args, "s#i", &text, &size, &mask))
+    int most, mask;
+    if (!PyArg_ParseTuple(args, "s#ii", &text, &size, &most, &mask))
         return NULL;
     unsigned char raw[2 * MOST + 4];
     Py_ssize_t length = 0, padding = 0;
-    if (size == 0 || size % 4 || size / 4 * 3 > 2 * MOST + 2)
+    if (most < 1 || most > MOST || size == 0 || size % 4 || size / 4 * 3 > 2 * most + 2)
         return refuse("numbers: no context");
     for (Py_ssize_t at = 0; at < size; at += 4) {
         uint32_t bits = 0;
@@ -108,7 +122,7 @@ static PyObject *kernel_numbers(PyObject *self, PyObject *args)
         raw[length++] = (unsigned char)bits;
     }
     length -= padding;
-    if (length % 2 || length / 2 > MOST)
+    if (length % 2 || length / 2 > most)
         return refuse("numbers: no context");
     PyObject *out = PyBytes_FromStringAndSize(NULL, length / 2 * (Py_ssize_t)sizeof(Py_ssize_t));
     if (out != NULL) {
@@ -174,13 +188,8 @@ static PyObject *kernel_expect(PyObject *self, PyObject *args)
             doubt[k] = unsure + said;
         }
     }
-    PyBuffer_Release(&out);
-    PyBuffer_Release(&words);
-    PyBuffer_Release(&table);
-    for (int n = 0; n < 6; n++)
-        PyBuffer_Release(&rows[n]);
-    if (!fits)
-        return refuse("expect: sizes do not fit");
+    if (!let_go(fits, "expect", 9, &out, &words, &table, &rows[0], &rows[1], &rows[2], &rows[3], &rows[4], &rows[5]))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -199,12 +208,8 @@ static PyObject *kernel_spread(PyObject *self, PyObject *args)
         for (Py_ssize_t k = 0; k < arms; k++)
             s[k] = k && c[k] >= c[0] ? 0.0 : width * m[k] * (1.0 - m[k]) * sqrt(d[k]);
     }
-    PyBuffer_Release(&out);
-    PyBuffer_Release(&mean);
-    PyBuffer_Release(&doubt);
-    PyBuffer_Release(&cost);
-    if (!fits)
-        return refuse("spread: sizes do not fit");
+    if (!let_go(fits, "spread", 4, &out, &mean, &doubt, &cost))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -234,11 +239,8 @@ static PyObject *kernel_worth(PyObject *self, PyObject *args)
             dollars += c[best];
         }
     }
-    PyBuffer_Release(&drawn);
-    PyBuffer_Release(&mean);
-    PyBuffer_Release(&cost);
-    if (!fits)
-        return refuse("worth: sizes do not fit");
+    if (!let_go(fits, "worth", 3, &drawn, &mean, &cost))
+        return NULL;
     return Py_BuildValue("dd", score / (double)rows, dollars / (double)rows);
 }
 
@@ -265,13 +267,8 @@ static PyObject *kernel_note(PyObject *self, PyObject *args)
             for (Py_ssize_t k = 0; k < arms; k++)
                 ((double *)kept[n].buf + row * width)[place[k]] = ((const double *)said[n].buf)[k];
     }
-    PyBuffer_Release(&places);
-    for (int n = 0; n < 3; n++) {
-        PyBuffer_Release(&kept[n]);
-        PyBuffer_Release(&said[n]);
-    }
-    if (!fits)
-        return refuse("note: sizes do not fit");
+    if (!let_go(fits, "note", 7, &places, &kept[0], &kept[1], &kept[2], &said[0], &said[1], &said[2]))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -301,12 +298,8 @@ static PyObject *kernel_best(PyObject *self, PyObject *args)
             wins += best == chosen;
         }
     }
-    PyBuffer_Release(&mean);
-    PyBuffer_Release(&spread);
-    PyBuffer_Release(&toll);
-    PyBuffer_Release(&normals);
-    if (!fits)
-        return refuse("best: sizes do not fit");
+    if (!let_go(fits, "best", 4, &mean, &spread, &toll, &normals))
+        return NULL;
     return Py_BuildValue("nn", chosen, wins);
 }
 
@@ -327,10 +320,8 @@ static PyObject *kernel_said(PyObject *self, PyObject *args)
             variances += row[width] + row[width + place];
         }
     }
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&words);
-    if (!fits)
-        return refuse("said: sizes do not fit");
+    if (!let_go(fits, "said", 2, &table, &words))
+        return NULL;
     return Py_BuildValue("dd", weights, variances);
 }
 
@@ -363,10 +354,8 @@ static PyObject *kernel_move(PyObject *self, PyObject *args)
             }
         }
     }
-    PyBuffer_Release(&table);
-    PyBuffer_Release(&words);
-    if (!fits)
-        return refuse("move: sizes do not fit");
+    if (!let_go(fits, "move", 2, &table, &words))
+        return NULL;
     Py_RETURN_NONE;
 }
 

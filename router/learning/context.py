@@ -73,7 +73,7 @@ def decode(context: str) -> NDArray[np.intp]:
     if not context:
         return NOTHING
     try:
-        return np.frombuffer(kernel.numbers(context, PLACES - 1), dtype=np.intp)
+        return np.frombuffer(kernel.numbers(context, MOST, PLACES - 1), dtype=np.intp)
     except ValueError:
         return NOTHING
 

@@ -1,13 +1,13 @@
 """The arithmetic of a choice and of a score: compiled where there was a compiler, else in numpy.
 
-Both give the same but for rounding, in the last digits; in numpy a choice takes about three times as long.
-The C is in ``_kernel.c``, the numpy in :mod:`chainwax.router.learning.plain`.
+Both give the same but for rounding, in the last digits; in numpy a choice takes about two and a half times
+as long. The C is in ``_kernel.c``, the numpy in :mod:`chainwax.router.learning.plain`.
 
 * ``read(raw, most, mask)`` reads a prompt's bytes, lower case: the hashes (CRC-32, and-ed with ``mask``, two
   bytes each) of its different words, of more than ``most`` the first half and the last; and how many digits,
   lines, symbols and spaces there are.
-* ``numbers(context, mask)`` gives the numbers in a context, and-ed with ``mask``, as bytes of intp.
-  ValueError where it is none.
+* ``numbers(context, most, mask)`` gives the numbers in a context, and-ed with ``mask``, as bytes of intp.
+  ValueError where it is none, or has more than ``most``.
 * ``expect(out, words, table, mean, own, keeps, level, …)`` puts into ``out``, shape (2, arms + 1), the score
   to expect of each arm and the variance of its log-odds' own part. ``words`` are rows of ``table``, shape
   (places, 2, arms + 1); the rest is what two :class:`~chainwax.router.learning.pooled.Pooled` hold, the

@@ -21,8 +21,6 @@ _DIGITS = b"0123456789"
 _SYMBOLS = b"=+*^/(){}$<>"
 _FEW = bytes(set(range(256)) - set(_DIGITS + _SYMBOLS + b" \n"))
 """All but what is counted."""
-_MOST = 80
-"""Numbers in a context, at most."""
 _MACKAY = math.pi / 8.0
 
 
@@ -39,10 +37,10 @@ def read(
     return numbers.astype("<u2").tobytes(), digits, few.count(b"\n"), symbols, few.count(b" ")
 
 
-def numbers(context: str, mask: int) -> bytes:
+def numbers(context: str, most: int, mask: int) -> bytes:
     """As the kernel's."""
     raw = binascii.a2b_base64(context.encode("ascii"), strict_mode=True)
-    if not raw or len(raw) % 2 or len(raw) > 2 * _MOST:
+    if not raw or len(raw) % 2 or len(raw) > 2 * most:
         raise ValueError("numbers: no context")
     return (np.frombuffer(raw, dtype="<u2") & mask).astype(np.intp).tobytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import subprocess
 import sys
 from typing import Any
@@ -60,7 +61,7 @@ def test_contexts_are_read_alike(context: str) -> None:
     out: list[bytes | None] = []
     for room in (kernel, plain):
         try:
-            out.append(room.numbers(context, 4095))
+            out.append(room.numbers(context, MOST, 4095))
         except ValueError:
             out.append(None)
     assert out[0] == out[1]
@@ -70,7 +71,13 @@ def test_contexts_are_read_alike(context: str) -> None:
 def test_a_prompt_gives_a_context_that_is_read(text: str) -> None:
     context = read(text)
     assert 5 <= len(decode(context)) <= MOST
-    assert plain.numbers(context, 4095) == decode(context).tobytes()
+    assert plain.numbers(context, MOST, 4095) == decode(context).tobytes()
+
+
+def test_a_context_of_more_numbers_is_none() -> None:
+    for count, read_ in ((MOST, MOST), (MOST + 1, 0), (80, 0), (100, 0)):
+        context = binascii.b2a_base64(b"\1\0" * count, newline=False).decode()
+        assert len(decode(context)) == read_
 
 
 def sized(seed: int, arms: int, words: int) -> dict[str, Any]:
