@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.bounded import make_room
 from chainwax.router.learning.packed import generator, resume
 from chainwax.router.types import Decision
 
@@ -173,8 +174,7 @@ class Certificate:
             pair = _Pair(self.epoch, arm, 2.0, -c * (1.0 + q), differ)
         self.made += 1
         self.others = self.others or differ or not strongest
-        if len(self._pairs) >= _REMEMBERED:
-            del self._pairs[next(iter(self._pairs))]
+        make_room(self._pairs, _REMEMBERED)
         self._pairs[call_id] = pair
 
     def learn(self, call_id: str, arm: str, score: float, earlier: float | None = None) -> bool:

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from chainwax.router.bounded import make_room
 from chainwax.router.errors import PromptFieldMissing
 from chainwax.router.types import NO_QUALITY, CallRef, CallResult, Feedback, FeedbackKind, Mode, Query, Steps
 
@@ -44,8 +45,7 @@ class Counterfactuals:
         """A call has its answer."""
         if query.node.flow not in self.flows or result.arm is None or query.stream is not None:
             return
-        if len(self._calls) >= _REMEMBERED:
-            del self._calls[next(iter(self._calls))]
+        make_room(self._calls, _REMEMBERED)
         self._calls[query.call_id] = (query, result)
 
     def heard(self, end: Feedback) -> None:

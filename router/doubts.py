@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainwax.router.bounded import make_room
 from chainwax.router.types import Decision, identity
 
 __all__ = ["Doubts"]
@@ -40,8 +41,8 @@ class Doubts:
         """Whether one more score of a call's answer counts."""
         key = identity(call_id, arm)
         count = self._counts.pop(key, 0) + 1
-        if count == 1 and len(self._counts) >= _REMEMBERED:
-            del self._counts[next(iter(self._counts))]
+        if count == 1:
+            make_room(self._counts, _REMEMBERED)
         self._counts[key] = count
         if count <= MOST:
             return True, None

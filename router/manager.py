@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import uvloop
 
-from chainwax.router import saved
+from chainwax.router import collector, saved
 from chainwax.router.answers import FreeText
 from chainwax.router.backends import Backend, make_backend
 from chainwax.router.background import Background
@@ -60,7 +61,11 @@ log = logging.getLogger("chainwax")
 T = TypeVar("T")
 
 _SNAPSHOT_SECONDS = 2.0
-"""How often the recorders are saved for other processes to read."""
+"""How often the recorders are saved for other processes to read, and what those say is looked for."""
+_SNAPSHOT_SHARE = 0.02
+"""The most of the time that the recorders may take: those of many nodes are saved less often."""
+_SNAPSHOT_LATEST = 6.0
+"""But that many seconds apart at most: a run that has said nothing for ten is taken to be gone."""
 _SETTLE_SECONDS = 30.0
 """How long feedback may take over a bus that many processes share."""
 
@@ -130,6 +135,7 @@ class LLMManager:
         """The models that come and go while it runs."""
         self._closed = False
         self._flow: str | None = None
+        self._collector_rests = False
         self._tasks: list[asyncio.Task[None]] = []
         for name, config in self.settings.models.items():
             if config.enabled:
@@ -237,6 +243,8 @@ class LLMManager:
         self.custom = Lifecycle(self)
         self.run(self.custom.begin())
         self.run(asyncio.sleep(0))  # what operators said before counts from the first call on
+        collector.begin()
+        self._collector_rests = True
         return self.resumed
 
     def ensure_run(self, flow: str) -> None:
@@ -277,6 +285,8 @@ class LLMManager:
             if self.lost is not None:
                 raise RecordingError(self.lost)
         finally:
+            if self._collector_rests:
+                collector.end()
             if self._loop is not None and self._thread is not None:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._thread.join(10)
@@ -741,15 +751,22 @@ class LLMManager:
         self._tasks = [asyncio.get_running_loop().create_task(one) for one in work]
 
     async def _save_snapshots(self) -> None:
+        due = 0.0
         while True:
-            # At once, so that others know of the run; then now and then.
-            self.recording.snapshot(self.run_id, self.snapshot())
+            if time.monotonic() >= due:  # at once, so that others know of the run; then now and then
+                snapshot, took = await asyncio.to_thread(self._timed_snapshot)
+                self.recording.snapshot(self.run_id, snapshot)
+                due = time.monotonic() + min(took / _SNAPSHOT_SHARE, _SNAPSHOT_LATEST)
             await asyncio.sleep(_SNAPSHOT_SECONDS)
             if self.recording.fatal and self.on_fatal is not None:
                 self.on_fatal()
                 self.on_fatal = None
             if self._shared is None:
                 self.control.read(self._flow or "")
+
+    def _timed_snapshot(self) -> tuple[dict[str, Any], float]:
+        began = time.thread_time()
+        return self.snapshot(), time.thread_time() - began
 
     def _end_gates(self) -> None:
         for interface in list(self.interfaces.values()):

@@ -109,8 +109,8 @@ S = TypeVar("S", bound=_Slot)
 class _Windows(Generic[S]):
     """The ring of slots.
 
-    What is new goes into :attr:`open` alone. A closed slot is never written again, so that a reader may
-    merge it without the lock.
+    What is new goes into :attr:`open` alone. A closed slot is never written again, so that what closed ones
+    come to needs to be reckoned but once until the next one closes.
     """
 
     def __init__(self, make: Callable[[], S], clock: Clock) -> None:
@@ -123,6 +123,7 @@ class _Windows(Generic[S]):
         self._minutes: deque[tuple[int, S]] = deque(maxlen=_MINUTES)
         self._this_minute = make()  # closed slots of the running minute
         self._total = make()  # all closed slots
+        self._known: tuple[int, S, S] | None = None  # the open slot's index, and what closed ones come to
         self.lock = threading.Lock()
         self.open = make()
 
@@ -154,20 +155,24 @@ class _Windows(Generic[S]):
             age = self._clock.monotonic() - self._born
             index = self._index
             minute = index // _SLOTS
-            closed, minutes = list(self._closed), list(self._minutes)
-            open_slot = self._merged([self.open])
-            this_minute, total = self._merged([self._this_minute]), self._merged([self._total])
-        recent = [slot for at, slot in closed if at > index - _SLOTS]
-        hour = [slot for at, slot in minutes if at > minute - _MINUTES]
-        total.merge(open_slot)
+            if self._known is None or self._known[0] != index:  # once in a slot's time, however often asked
+                self._known = (index, *self._closed_ones(index))
+            _, recent, hour = self._known
+            recent, hour, total = (
+                self._merged([closed, self.open]) for closed in (recent, hour, self._total)
+            )
         return {
-            "minute": (age - max(0, index - _SLOTS + 1) * _SLOT, self._merged([*recent, open_slot])),
-            "hour": (
-                age - max(0, minute - _MINUTES + 1) * _SLOT * _SLOTS,
-                self._merged([*hour, this_minute, open_slot]),
-            ),
+            "minute": (age - max(0, index - _SLOTS + 1) * _SLOT, recent),
+            "hour": (age - max(0, minute - _MINUTES + 1) * _SLOT * _SLOTS, hour),
             "uptime": (age, total),
         }
+
+    def _closed_ones(self, index: int) -> tuple[S, S]:
+        """What the closed slots come to in the last minute and in the last hour, where ``index`` is open."""
+        minute = index // _SLOTS
+        recent = self._merged(slot for at, slot in self._closed if at > index - _SLOTS)
+        minutes = [slot for at, slot in self._minutes if at > minute - _MINUTES]
+        return recent, self._merged([*minutes, self._this_minute])
 
     def _merged(self, slots: Iterable[S]) -> S:
         out = self._make()

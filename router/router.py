@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from chainwax.router.agreement import Agreement, agrees, same
 from chainwax.router.backends.base import Weighing
+from chainwax.router.bounded import make_room
 from chainwax.router.certificate import Certificate, Certified, certified_json
 from chainwax.router.clock import SYSTEM_CLOCK, Clock
 from chainwax.router.credit import DOUBTED, FAILED, failure
@@ -221,8 +222,8 @@ class LLMRouter:
                 self._count(state, earlier, -1.0, feedback.kind)
             elif not self._takes(feedback):
                 return
-            elif len(self._scores) >= _REMEMBERED:
-                del self._scores[next(iter(self._scores))]
+            else:
+                make_room(self._scores, _REMEMBERED)
             self._scores[which] = said
         self._count(state, said, 1.0, feedback.kind)
         self._expect(state, said, earlier, feedback)
@@ -370,7 +371,7 @@ class LLMRouter:
                 "cost_usd": self.observed_cost,
                 # Had the policy's choices been enforced, at what each arm costs on average.
                 "would_cost_usd": sum(
-                    n * stats.mean_cost(stats.by_key[key]) for key, n in self._wished.items()
+                    n * stats.mean_cost(stats.by_key[key]) for key, n in list(self._wished.items())
                 ),
             }
         return out

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from chainwax.router.backends.base import Health, Reply, Request
+from chainwax.router.bounded import make_room
 from chainwax.router.config import ModelConfig
 from chainwax.router.errors import Abstains, BackendRefused, ConfigError
 from chainwax.router.types import Message, Query
@@ -76,8 +77,7 @@ class HeadBackend:
         answer = self.head.choices[guess.top]
         audited = zlib.crc32(query.call_id.encode()) % _AUDITED == 0
         if not guess.sure or audited:
-            if len(self._open) >= _OPEN:
-                del self._open[next(iter(self._open))]
+            make_room(self._open, _OPEN)
             self._open[query.call_id] = guess
             raise Abstains(f"{self.name}: '{answer}' has a chance of {guess.chances[guess.top]:.2f}")
         return Reply(answer)

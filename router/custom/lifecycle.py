@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from chainwax.router.backends.base import Learning
+from chainwax.router.bounded import make_room
 from chainwax.router.config import NodeConfig
 from chainwax.router.custom import TRAINERS, make_trainer, trainer_of
 from chainwax.router.custom.card import Card
@@ -327,8 +328,7 @@ class NodeModels:
         said = {a.arm.key: a.text for a in result.attempts if a.text is not None and a.error is None}
         said.pop(self.standing.serving or "", None)
         seen = _Seen(query, result.value, said)
-        if len(self._seen) >= _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+        make_room(self._seen, _REMEMBERED)
         self._seen[query.call_id] = seen
         if self._shadow is not None and self._drawn(query.call_id):
             self._keep(self._ask_shadow(self._shadow, seen))
@@ -337,7 +337,7 @@ class NodeModels:
         purse = self._face.router.purse
         if purse is not None and not purse.left(self._face.router.stats.spent):
             return False
-        return int(call_id[:6] or "0", 16) / 0x1000000 < self._settings.shadow_share
+        return int(call_id[-6:] or "0", 16) / 0x1000000 < self._settings.shadow_share
 
     async def _ask_shadow(self, shadow: _Shadow, seen: _Seen) -> None:
         silent = dataclasses.replace(seen.query, stream=None)

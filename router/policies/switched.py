@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.bounded import make_room
 from chainwax.router.learning.answers import (
     ANSWER,
     PROMPT,
@@ -180,8 +181,7 @@ class Switched:
         for state in chain:
             self._link(state)
         asked.best = self._by_prompt.guess(arms[0].key, prompt)
-        if len(self._calls) >= _REMEMBERED:
-            del self._calls[next(iter(self._calls))]
+        make_room(self._calls, _REMEMBERED)
         self._calls[query.call_id] = asked
         first, chance = self._first(asked)
         if first == len(chain) - 1:

@@ -197,6 +197,21 @@ def test_a_call_is_the_same_for_the_same_question_only() -> None:
     assert len({known, *others}) == len(others) + 1
 
 
+def test_ids_of_neighbours_in_a_stream_are_neighbours() -> None:
+    node = NodeSpec("n", Prompt("{text}"), FreeText())
+
+    def known(position: str) -> str:
+        return call_id("run", node, "", position, [{"role": "user", "content": position}])
+
+    for name in ("tickets.jsonl:", "tickets/3/", ""):
+        ids = [known(f"{name}{n}") for n in (1, 9, 10, 2_000, 2**31, 2**32 - 1)]
+        assert ids == sorted(ids)
+    odd = [known(p) for p in ("", "x", "1x", "9" * 400, "-1", "\u0661", "1\n", "\ud800", str(2**32))]
+    assert {len(one) for one in [*ids, *odd]} == {32}
+    assert len({*ids, *odd}) == len(ids) + len(odd)
+    assert all(int(one, 16) >= 0 for one in odd)
+
+
 def test_content_is_known_without_run_and_position() -> None:
     messages = [{"role": "user", "content": "x"}]
     keys = {

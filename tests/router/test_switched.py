@@ -399,4 +399,5 @@ def test_memory_is_bounded() -> None:
     policy = Switched(spec, stats, 1)
     for n in range(10_050):
         policy.plan(Query(spec, str(n), [{"role": "user", "content": "x"}]), stats.arms)
-    assert len(policy._calls) == 10_000
+    assert 8_750 <= len(policy._calls) <= 10_000
+    assert str(10_049) in policy._calls
