@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 _SNAPSHOT_SECONDS = 2.0
 """How often the recorders are saved for other processes to read, and what those say is looked for."""
-_SNAPSHOT_SHARE = 0.02
+_SNAPSHOT_SHARE = 0.01
 """The most of the time that the recorders may take: those of many nodes are saved less often."""
 _SNAPSHOT_LATEST = 6.0
 """But that many seconds apart at most: a run that has said nothing for ten is taken to be gone."""

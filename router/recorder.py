@@ -123,6 +123,7 @@ class _Windows(Generic[S]):
         self._minutes: deque[tuple[int, S]] = deque(maxlen=_MINUTES)
         self._this_minute = make()  # closed slots of the running minute
         self._total = make()  # all closed slots
+        self._hour = (0, make())  # the minute in which it was reckoned, and what closed minutes come to
         self._known: tuple[int, S, S] | None = None  # the open slot's index, and what closed ones come to
         self.lock = threading.Lock()
         self.open = make()
@@ -170,9 +171,11 @@ class _Windows(Generic[S]):
     def _closed_ones(self, index: int) -> tuple[S, S]:
         """What the closed slots come to in the last minute and in the last hour, where ``index`` is open."""
         minute = index // _SLOTS
+        if self._hour[0] != minute:
+            closed = self._merged(slot for at, slot in self._minutes if at > minute - _MINUTES)
+            self._hour = (minute, closed)
         recent = self._merged(slot for at, slot in self._closed if at > index - _SLOTS)
-        minutes = [slot for at, slot in self._minutes if at > minute - _MINUTES]
-        return recent, self._merged([*minutes, self._this_minute])
+        return recent, self._merged([self._hour[1], self._this_minute])
 
     def _merged(self, slots: Iterable[S]) -> S:
         out = self._make()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -388,9 +389,13 @@ def call_id(run: str, node: NodeSpec, item_key: str, position: str, messages: Se
     """
     place = _PLACE.search(position)
     number = int(place[0]) & 0xFFFFFFFF if place else 0
-    params = _canonical(node.params.as_json())
-    said = _digest((run, node.flow, node.id, item_key, position, _canonical(messages), params))
+    said = _digest((run, node.flow, node.id, item_key, position, _canonical(messages), _params_of(node)))
     return f"{number:08x}{said[8:]}"
+
+
+@lru_cache(maxsize=10_000)
+def _params_of(node: NodeSpec) -> str:
+    return _canonical(node.params.as_json())
 
 
 def identity(*parts: str) -> int:
