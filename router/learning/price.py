@@ -70,6 +70,11 @@ class Price:
         self._wanted[row] = wanted
         self.calls += 1
 
+    @property
+    def wanted(self) -> float:
+        """What the last calls should get, on average; there was one."""
+        return float(self._wanted[: min(self.calls, _KEPT)].mean())
+
     def for_target(self, fallback: float) -> float:
         """The least price at which the calls get what was wanted of them, on what is expected.
 
@@ -78,7 +83,7 @@ class Price:
         if fallback and self.calls < FIRST:
             return fallback
         if self._due():
-            wanted = float(self._wanted[: min(self.calls, _KEPT)].mean())
+            wanted = self.wanted
 
             def keeps(price: float) -> bool:
                 return self._at(price)[0] >= wanted

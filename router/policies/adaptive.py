@@ -213,7 +213,10 @@ class Adaptive:
 
         ``strongest`` is the score to expect of the strongest, and ``cost`` what it costs.
         """
-        return max(_GIVEN * cost / max((1.0 - self.node.target) * strongest, 1e-3), _FREE)
+        # Of a flow's target a node may get next to nothing to lose: what counts is what all lose together.
+        shared = self._price()
+        target = shared.wanted if self._shares and shared.calls else self.node.target
+        return max(_GIVEN * cost / max((1.0 - target) * strongest, 1e-3), _FREE)
 
     def _own(self, common: float, least: float) -> float:
         """The node's own price, where ``common`` is that of all nodes with its target.

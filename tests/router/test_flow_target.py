@@ -13,7 +13,8 @@ import pytest
 from chainwax.connectors import InProcessBus
 from chainwax.flows import ConfigError, Flow
 from chainwax.flows.testing import TestModel, run_flow
-from chainwax.router import CallRef, Feedback, FreeText, LLMManager, NodeSpec, Prompt, load_settings
+from chainwax.router import CallRef, Feedback, FreeText, LLMManager, NodeSpec, Prompt, Query, load_settings
+from chainwax.router.policies.adaptive import Adaptive
 
 Make = Callable[..., LLMManager]
 NODES = ("a", "b", "c")
@@ -145,6 +146,20 @@ def test_a_flow_may_say_its_target_and_the_configuration_wins() -> None:
     assert {spec.flow_target for spec in flow.specs().values()} == {0.8}
     out = run_flow(flow, [{"text": "x"}])
     assert out.snapshot["interfaces"]["a"]["router"]["target"] == pytest.approx(0.8**0.5)
+
+
+def test_a_node_that_may_lose_next_to_nothing_is_not_dearer_for_it(make: Make) -> None:
+    manager = make(run={"flow_target": 0.9})
+    router = manager.interfaces["flow", "a"].router
+    policy = router.policy
+    assert isinstance(policy, Adaptive)
+    for number in range(64):
+        query = Query(router.node, str(number), [{"role": "user", "content": "x"}])
+        policy.plan(query, router.stats.arms)
+    policy._price().value = 1e-9  # what others want is next to nothing
+    price = policy.price
+    policy.node = replace(policy.node, target=0.9999)  # what the split leaves it
+    assert policy.price == pytest.approx(price)
 
 
 @pytest.mark.parametrize("target", [0, 1.1, "high", float("nan")])
