@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         run={"recording": str(folder / "run.db"), "seed": args.seed},
         defaults={"custom": "auto", "target": args.target},
         models=models,
-        custom={"folder": str(folder / "models"), "again_after": 0.25, "held_out": 0.1},
+        custom={"folder": str(folder / "models"), "again_after": 0.1, "held_out": 0.05},
     )
     # The same text may be there twice: it is answered the same.
     backends = {name: Simulated(dict(zip(texts, said, strict=True))) for name, said in answers.items()}

@@ -1,8 +1,9 @@
 """A classifier for one node: hashed words and letters, a logistic regression, and a sense of its own doubt.
 
-Text becomes TF-IDF weights of hashed word pairs and letter n-grams; a multinomial logistic regression over
-them says how likely each choice is, with its temperature set on data that came after what it was fitted on
-(Guo et al. 2017). It goes on learning from each right answer that it is told, by a gradient step.
+Text becomes TF-IDF weights of hashed word pairs and letter n-grams, the larger the more they tell of the
+choices; a multinomial logistic regression over them says how likely each choice is, with its temperature set
+on data that came after what it was fitted on (Guo et al. 2017). It goes on learning from each right answer
+that it is told, by a gradient step.
 
 Where another model's answer differs from its own, a small logistic regression over the two chances, which
 forgets, says which of the two to trust. It *abstains* where any other answer could still change its mind.
@@ -88,6 +89,21 @@ class Texts:
         length = np.sqrt(np.bincount(part, counts.data**2, minlength=2 * counts.shape[0]))
         counts.data = (counts.data / np.maximum(length, 1e-9)[part]).astype(np.float32)
         return counts
+
+
+def _telling(rows: Any, answers: Sequence[str]) -> NDArray[np.float32]:
+    """How much each feature tells of the choices, shape (features,): what it is multiplied with.
+
+    The standard deviation over the choices of the logarithm of how much more common it is with a choice than
+    without. So a regression begins where naive Bayes ends, which is better with few texts and short ones
+    (Wang and Manning 2012; theirs is for two choices).
+    """
+    names, which = np.unique(np.asarray(answers), return_inverse=True)
+    with_it = 1.0 + rows.T.astype(np.float64) @ np.eye(len(names))[which]
+    without = 1.0 + with_it.sum(axis=1, keepdims=True) - with_it
+    ratios = np.log(with_it / with_it.sum(axis=0)) - np.log(without / without.sum(axis=0))
+    out: NDArray[np.float32] = np.maximum(ratios.std(axis=1), 1e-3).astype(np.float32)
+    return out
 
 
 class Doubt:
@@ -192,14 +208,17 @@ class Head:
         rows = features.fit(texts)
         used = np.unique(rows.indices)
         # Only features that occur are fitted: a tenth of the time.
+        rows = rows[:, used]
+        telling = _telling(rows, answers)
+        rows.data *= telling[rows.indices]
         fitted = LogisticRegression(C=strength, max_iter=200, warm_start=start is not None)
         if start is not None:
             columns = [start._number[choice] for choice in sorted(set(answers))]
-            coef, intercept = start.weights[used][:, columns].T, start.bias[columns]
+            coef, intercept = (start.weights[used][:, columns] / telling[:, None]).T, start.bias[columns]
             if len(columns) == 2:  # one row says it of both
                 coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
             fitted.coef_, fitted.intercept_ = coef, intercept
-        fitted.fit(rows[:, used], answers)
+        fitted.fit(rows, answers)
         number = {choice: n for n, choice in enumerate(choices)}
         weights = np.zeros((2 * size, len(choices)), np.float32)
         # A choice that never was right is not made impossible.
@@ -212,7 +231,7 @@ class Head:
             )
             bias[:] = intercept.min() - 3.0
         for row, start, name in zip(coef, intercept, fitted.classes_, strict=True):
-            weights[used, number[str(name)]] = row
+            weights[used, number[str(name)]] = row * telling
             bias[number[str(name)]] = start
         return cls(choices, features, weights, bias)
 

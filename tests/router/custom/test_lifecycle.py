@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chainwax.router import (
@@ -533,6 +535,27 @@ def test_a_head_that_begins_from_another_ends_at_the_same(choices):
     warm = Head.fit(choices, texts, answers, 16.0, start=early)
     rows = cold.texts.rows(texts)
     assert abs(cold.chances(cold.scores(rows)) - warm.chances(warm.scores(rows))).max() < 0.02
+
+
+def test_a_head_of_few_texts_looks_at_the_words_that_tell(monkeypatch):
+    rng = random.Random(1)
+    fillers = ["".join(rng.choices("aeioubdfgklmnprst", k=6)) for _ in range(200)]
+
+    def made(n):
+        text = [*rng.choices(fillers, k=8), rng.choice(TOPICS["bug" if n % 2 else "bill"])]
+        return " ".join(rng.sample(text, len(text)))
+
+    def loss(few, many):
+        head = Head.fit(["bill", "bug"], few, [label(t) for t in few], 16.0)
+        right = np.array([("bill", "bug").index(label(t)) for t in many])
+        return head.calibrate(head.scores(head.texts.rows(many)), right)
+
+    streams = [([made(n) for n in range(40)], [made(n) for n in range(200)]) for _ in range(5)]
+    telling = sum(loss(*stream) for stream in streams)
+    monkeypatch.setattr(
+        "chainwax.router.custom.head._telling", lambda rows, _: np.ones(rows.shape[1], np.float32)
+    )
+    assert telling < 0.9 * sum(loss(*stream) for stream in streams)
 
 
 def test_doubt_learns_whom_to_trust_and_forgets():
