@@ -342,7 +342,7 @@ class Run:
             async def one(number: int, text: str, right: Fields) -> None:
                 query = Query(self._spec, f"asked:{model}:{number}", self._spec.prompt.render({"text": text}))
                 async with gate:
-                    attempt, value = await answer_of(instance, query, {})
+                    attempt, value, _ = await answer_of(instance, query, {})
                 answers.right[number] = 0.0 if value is None else judged(form, value, right)
                 answers.read.append(attempt.usage.input)
                 answers.took.append(attempt.latency_s)

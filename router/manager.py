@@ -508,8 +508,15 @@ class LLMManager:
 
     # -- reading --------------------------------------------------------------------------------
 
-    def snapshot(self) -> dict[str, Any]:
-        """Both kinds of recorders and what the routers know, JSON-ready. From any thread."""
+    def snapshot(self, interfaces: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Both kinds of recorders and what the routers know, JSON-ready. From any thread.
+
+        ``interfaces`` is what to say of those, where it is known by now.
+        """
+        if interfaces is None:
+            interfaces = {
+                node: self._told_of(flow, one) for (flow, node), one in list(self.interfaces.items())
+            }
         return {
             "run": self.run_id,
             "time": self.clock.time(),
@@ -530,21 +537,22 @@ class LLMManager:
                 }
                 for name, instance in list(self.instances.items())
             },
-            "interfaces": {
-                node: {
-                    "flow": flow,
-                    "type": interface.node.model_type,
-                    "priority": interface.node.priority,
-                    "router": interface.router.snapshot(),
-                    **self.control.snapshot(interface),
-                    **interface.recorder.snapshot(),
-                }
-                for (flow, node), interface in list(self.interfaces.items())
-            },
+            "interfaces": interfaces,
             "certified": {flow: {"status": status.value} for flow, status in self._certified().items()},
         }
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _told_of(self, flow: str, interface: LLMInterface) -> dict[str, Any]:
+        """What a snapshot says of one interface."""
+        return {
+            "flow": flow,
+            "type": interface.node.model_type,
+            "priority": interface.node.priority,
+            "router": interface.router.snapshot(),
+            **self.control.snapshot(interface),
+            **interface.recorder.snapshot(),
+        }
 
     def _certified(self) -> dict[str, Certified]:
         """What is known of the targets of each flow's nodes together."""
@@ -754,8 +762,7 @@ class LLMManager:
         due = 0.0
         while True:
             if time.monotonic() >= due:  # at once, so that others know of the run; then now and then
-                snapshot, took = await asyncio.to_thread(self._timed_snapshot)
-                self.recording.snapshot(self.run_id, snapshot)
+                took = await self._save_snapshot()
                 due = time.monotonic() + min(took / _SNAPSHOT_SHARE, _SNAPSHOT_LATEST)
             await asyncio.sleep(_SNAPSHOT_SECONDS)
             if self.recording.fatal and self.on_fatal is not None:
@@ -764,9 +771,17 @@ class LLMManager:
             if self._shared is None:
                 self.control.read(self._flow or "")
 
-    def _timed_snapshot(self) -> tuple[dict[str, Any], float]:
-        began = time.thread_time()
-        return self.snapshot(), time.thread_time() - began
+    async def _save_snapshot(self) -> float:
+        """Save what is known now; the seconds that it took."""
+        took, interfaces = 0.0, {}
+        for (flow, node), interface in list(self.interfaces.items()):
+            began = time.perf_counter()
+            interfaces[node] = self._told_of(flow, interface)
+            took += time.perf_counter() - began
+            await asyncio.sleep(0)  # calls need not wait until all nodes have told
+        began = time.perf_counter()
+        self.recording.snapshot(self.run_id, self.snapshot(interfaces))
+        return took + time.perf_counter() - began
 
     def _end_gates(self) -> None:
         for interface in list(self.interfaces.values()):
