@@ -372,7 +372,8 @@ class Decision:
     time: float = 0.0
 
 
-_PLACE = re.compile(r"[0-9]{1,18}\Z")
+_PLACE = re.compile(r"(?::([0-9]{1,18})[/#][0-9/#]*|([0-9]{1,18}))\Z")
+"""Of ``tickets.jsonl:120`` the 120, and of its third piece, ``tickets.jsonl:120/2``, too."""
 
 
 def _digest(parts: Sequence[str]) -> str:
@@ -388,7 +389,7 @@ def call_id(run: str, node: NodeSpec, item_key: str, position: str, messages: Se
     with ids that are all hash a call costs SQLite three times as much once there are some 100,000.
     """
     place = _PLACE.search(position)
-    number = int(place[0]) & 0xFFFFFFFF if place else 0
+    number = int(place[1] or place[2]) & 0xFFFFFFFF if place else 0
     said = _digest((run, node.flow, node.id, item_key, position, _canonical(messages), _params_of(node)))
     return f"{number:08x}{said[8:]}"
 

@@ -203,8 +203,14 @@ def test_ids_of_neighbours_in_a_stream_are_neighbours() -> None:
     def known(position: str) -> str:
         return call_id("run", node, "", position, [{"role": "user", "content": position}])
 
-    for name in ("tickets.jsonl:", "tickets/3/", ""):
-        ids = [known(f"{name}{n}") for n in (1, 9, 10, 2_000, 2**31, 2**32 - 1)]
+    for name, piece in (
+        ("tickets.jsonl:", ""),
+        ("tickets/3/", ""),
+        ("", ""),
+        ("t:0:", "/2"),
+        ("t:", "/2/0#"),
+    ):
+        ids = [known(f"{name}{n}{piece}") for n in (1, 9, 10, 2_000, 2**31, 2**32 - 1)]
         assert ids == sorted(ids)
     odd = [known(p) for p in ("", "x", "1x", "9" * 400, "-1", "\u0661", "1\n", "\ud800", str(2**32))]
     assert {len(one) for one in [*ids, *odd]} == {32}
