@@ -123,6 +123,10 @@ class _Windows(Generic[S]):
         self._minutes: deque[tuple[int, S]] = deque(maxlen=_MINUTES)
         self._this_minute = make()  # closed slots of the running minute
         self._total = make()  # all closed slots
+        # Of the last minute: sums of closed slots from each up to the newest then, the oldest's last; and the
+        # sum of those that closed since.
+        self._up_to: list[tuple[int, S]] = []
+        self._since = make()
         self._hour = (0, make())  # the minute in which it was reckoned, and what closed minutes come to
         self._known: tuple[int, S, S] | None = None  # the open slot's index, and what closed ones come to
         self.lock = threading.Lock()
@@ -141,6 +145,7 @@ class _Windows(Generic[S]):
         self._closed.append((self._index, self.open))
         self._this_minute.merge(self.open)
         self._total.merge(self.open)
+        self._since.merge(self.open)
         minute = self._index // _SLOTS
         if index // _SLOTS != minute:
             self._minutes.append((minute, self._this_minute))
@@ -174,8 +179,19 @@ class _Windows(Generic[S]):
         if self._hour[0] != minute:
             closed = self._merged(slot for at, slot in self._minutes if at > minute - _MINUTES)
             self._hour = (minute, closed)
-        recent = self._merged(slot for at, slot in self._closed if at > index - _SLOTS)
-        return recent, self._merged([self._hour[1], self._this_minute])
+        return self._last_minute(index), self._merged([self._hour[1], self._this_minute])
+
+    def _last_minute(self, index: int) -> S:
+        """What its closed slots come to. Each is added a few times in all (a queue made of two stacks)."""
+        while self._up_to and self._up_to[-1][0] <= index - _SLOTS:
+            self._up_to.pop()
+        if not self._up_to:
+            come_to, self._since = self._make(), self._make()
+            for at, slot in reversed(self._closed):
+                if at > index - _SLOTS:
+                    come_to = self._merged([come_to, slot])
+                    self._up_to.append((at, come_to))
+        return self._merged([*(slot for _, slot in self._up_to[-1:]), self._since])
 
     def _merged(self, slots: Iterable[S]) -> S:
         out = self._make()

@@ -111,15 +111,17 @@ def test_windows_forget_and_the_uptime_does_not(clock):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(0, 4000), min_size=1, max_size=60))
+@given(st.lists(st.tuples(st.floats(0, 8) | st.floats(0, 4000), st.booleans()), min_size=1, max_size=80))
 def test_each_window_counts_what_fell_into_it_whatever_the_gaps(gaps):
     clock = Clock()
     recorder = LLMRecorder(clock)
     times = []
-    for gap in gaps:
+    for gap, read in gaps:
         clock.now += gap
         times.append(clock.now)
         recorder.record(attempt())
+        if read:  # what was reckoned for it is used again
+            recorder.snapshot()
     snapshot = recorder.snapshot()
     assert snapshot["uptime"]["attempts"] == len(times)
     for window, longest, finest in (("minute", 60, 5), ("hour", 3600, 60)):
