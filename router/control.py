@@ -190,7 +190,7 @@ class Controls:
 
     def _effective(self, spec: NodeSpec, rules: Rules) -> dict[str, Change]:
         wanted: dict[str, Change] = {}
-        for change in list(self._said.values()):
+        for change in self._said.values():
             if change.flow != spec.flow or change.node not in ("", spec.id):
                 continue
             if _nothing(change.value):

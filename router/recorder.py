@@ -128,7 +128,6 @@ class _Windows(Generic[S]):
         self._up_to: list[tuple[int, S]] = []
         self._since = make()
         self._hour = (0, make())  # the minute in which it was reckoned, and what closed minutes come to
-        self._known: tuple[int, S, S] | None = None  # the open slot's index, and what closed ones come to
         self.lock = threading.Lock()
         self.open = make()
 
@@ -161,28 +160,27 @@ class _Windows(Generic[S]):
             age = self._clock.monotonic() - self._born
             index = self._index
             minute = index // _SLOTS
-            if self._known is None or self._known[0] != index:  # once in a slot's time, however often asked
-                self._known = (index, *self._closed_ones(index))
-            _, recent, hour = self._known
-            recent, hour, total = (
-                self._merged([closed, self.open]) for closed in (recent, hour, self._total)
-            )
+            recent = self._merged([*self._last_minute(index), self.open])
+            hour = self._merged([self._last_hour(minute), self._this_minute, self.open])
+            total = self._merged([self._total, self.open])
         return {
             "minute": (age - max(0, index - _SLOTS + 1) * _SLOT, recent),
             "hour": (age - max(0, minute - _MINUTES + 1) * _SLOT * _SLOTS, hour),
             "uptime": (age, total),
         }
 
-    def _closed_ones(self, index: int) -> tuple[S, S]:
-        """What the closed slots come to in the last minute and in the last hour, where ``index`` is open."""
-        minute = index // _SLOTS
+    def _last_hour(self, minute: int) -> S:
+        """What its closed minutes come to, where ``minute`` is running: reckoned once in a minute."""
         if self._hour[0] != minute:
             closed = self._merged(slot for at, slot in self._minutes if at > minute - _MINUTES)
             self._hour = (minute, closed)
-        return self._last_minute(index), self._merged([self._hour[1], self._this_minute])
+        return self._hour[1]
 
-    def _last_minute(self, index: int) -> S:
-        """What its closed slots come to. Each is added a few times in all (a queue made of two stacks)."""
+    def _last_minute(self, index: int) -> list[S]:
+        """What its closed slots come to together, where ``index`` is open.
+
+        Each is added a few times in all, however often that is asked (a queue made of two stacks).
+        """
         while self._up_to and self._up_to[-1][0] <= index - _SLOTS:
             self._up_to.pop()
         if not self._up_to:
@@ -191,7 +189,7 @@ class _Windows(Generic[S]):
                 if at > index - _SLOTS:
                     come_to = self._merged([come_to, slot])
                     self._up_to.append((at, come_to))
-        return self._merged([*(slot for _, slot in self._up_to[-1:]), self._since])
+        return [*(slot for _, slot in self._up_to[-1:]), self._since]
 
     def _merged(self, slots: Iterable[S]) -> S:
         out = self._make()

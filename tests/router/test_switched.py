@@ -399,5 +399,5 @@ def test_memory_is_bounded() -> None:
     policy = Switched(spec, stats, 1)
     for n in range(10_050):
         policy.plan(Query(spec, str(n), [{"role": "user", "content": "x"}]), stats.arms)
-    assert 8_750 <= len(policy._calls) <= 10_000
+    assert len(policy._calls) == 10_000 - 1_250 + 50  # an eighth goes where there is no more room
     assert str(10_049) in policy._calls
