@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from chainwax.router.types import CallRef, Feedback, FeedbackKind
 
-__all__ = ["DOUBTED", "FAILED", "LONGEST", "Share", "failure", "rights", "shares", "split"]
+__all__ = ["DOUBTED", "FAILED", "LONGEST", "Share", "failure", "information", "rights", "shares", "split"]
 
 LONGEST = 100
 """Calls of a path that a score is shared among: those that came last."""
@@ -66,7 +66,16 @@ def shares(expected: Sequence[float]) -> list[Share]:
     """
     bounded = [_bounded(p) for p in expected]
     whole = math.prod(bounded)
-    return [Share(whole / p, whole * (1.0 - p) / (p * (1.0 - whole))) for p in bounded]
+    return [Share(whole / p, information(p, whole / p)) for p in bounded]
+
+
+def information(expected: float, others: float) -> float:
+    """What the end score keeps of what a score of the answer itself would have told, as a share.
+
+    It is also the variance of such an answer's own scores over that of its parts of end scores.
+    """
+    p = _bounded(expected)
+    return others * (1.0 - p) / (1.0 - min(others * p, _SURE[1]))
 
 
 def rights(expected: Sequence[float], place: int, instead: float) -> list[tuple[float, float, float]]:

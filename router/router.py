@@ -715,7 +715,9 @@ class LLMRouter:
             by = said.weight * said.learned - earlier.weight * earlier.learned
             knowledge.revise(node, state.place, words, by)
             return
-        expected = knowledge.learn(node, state.place, words, said.learned, said.weight)
+        # What a counterfactual says stands in the same place, but is no part of a path's score.
+        others = 1.0 if feedback.kind is FeedbackKind.counterfactual else said.others
+        expected = knowledge.learn(node, state.place, words, said.learned, said.weight, others)
         # What is but a share of a path's score, or says next to nothing, tells too little of one arm; and of
         # an arm that is new here nobody knew what it was.
         if said.weight < 1.0 or said.others != 1.0 or state.scored < _KNOWN:

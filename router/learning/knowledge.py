@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chainwax.router.credit import information
 from chainwax.router.learning import kernel
 from chainwax.router.learning.context import PLACES
 from chainwax.router.learning.logistic import sigmoid
@@ -162,9 +163,18 @@ class Knowledge:
         return float(self.scores(node, words)[0][place])
 
     def learn(
-        self, node: str, place: int, words: NDArray[np.intp], score: float, weight: float = 1.0
+        self,
+        node: str,
+        place: int,
+        words: NDArray[np.intp],
+        score: float,
+        weight: float = 1.0,
+        others: float = 1.0,
     ) -> float:
-        """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected."""
+        """Take in a score in [0, 1], which counts as ``weight`` scores; gives back what was expected.
+
+        Of a path's score it is the call's own part: that score over what the ``others`` were expected to get.
+        """
         known = self.node(node)
         own = known.terms
         odds = sum(terms.mean.item(column) for terms in (self.terms, own) for column in (0, place))
@@ -176,12 +186,12 @@ class Knowledge:
             odds += weights / math.sqrt(count)
             said /= count
         guess = sigmoid(odds)
+        weight /= self._scatter(known, score, guess, others)
         if self.on_probation and place != self._strongest:
             # A share of a path's score leaves open the rest of what the call was worth.
             seen = min(weight, 1.0)
             worth = seen * score + (1.0 - seen) * guess
             self.probation.heard(worth, self.expected(node, self._strongest, words))
-        weight /= self._scatter(known, score, guess)
         curve = weight * max(guess * (1.0 - guess), _CURVE)
         doubt = 1.0 + curve * (common + here + said)
         move = weight * (score - guess) / doubt
@@ -192,14 +202,18 @@ class Knowledge:
             kernel.move(self.words, words, self.words.shape[2], place, by, shrink)
         return guess
 
-    def _scatter(self, own: NodeKnowledge, score: float, guess: float) -> float:
+    def _scatter(self, own: NodeKnowledge, score: float, guess: float, others: float) -> float:
         """The variance of scores like this one, as a share of what it is where answers are right or wrong.
 
         Graded scores scatter less, and each tells the more for it (the dispersion of a quasi-likelihood,
-        Wedderburn 1974): a variable in [0, 1] of mean m varies by m·(1 − m) less the mean of s·(1 − s).
-        What is known of the node, and where that is little, of the flow.
+        Wedderburn 1974): a variable of mean m varies by m·(1 − m) less the mean of s·(1 − s). What is known
+        of the node, and where that is little, of the flow.
         """
-        graded, wide = score * (1.0 - score), max(guess * (1.0 - guess), _CURVE)
+        wide = max(guess * (1.0 - guess), _CURVE)
+        graded = score * (1.0 - score)
+        if others < 1.0:
+            # A call's part of a path's score scatters with the whole path. Its weight says so already.
+            graded = wide - information(guess, others) * (guess * (1.0 - guess) - graded)
         self.graded += graded
         self.wide += wide
         own.graded += graded

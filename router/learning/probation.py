@@ -4,7 +4,8 @@ A score comes late. Until the first have come, all that speaks for a cheaper arm
 would be half over before it is known that its tier was wrong. So few answers may be open at first, and more
 with every score that is about as good as the strongest's would have been: of good arms the number grows
 severalfold within the time that a score takes, of bad ones hardly (a budget for exploring, kept as in
-conservative bandits: Wu et al. 2016).
+conservative bandits: Wu et al. 2016). What may be lost are end results, and the answers on an item's way can
+lose but one together: the longer the way, the more of them may be open.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 __all__ = ["Probation"]
 
 _FREE = 300.0
-"""Answers that may be open before anything is known, for all of a score that may be lost: three at 0.99."""
+"""Items whose answers may be open before anything is known, for all of a score that may be lost: three at
+0.99."""
 _MORE = 8.0
 """How many more for a score as good as the strongest's."""
 _FAIR = 0.8
@@ -30,9 +32,11 @@ _ENDS = 50
 class Probation:
     """One count for all arms of a flow but the strongest."""
 
-    __slots__ = ("_calls", "_earned", "_heard", "_open")
+    __slots__ = ("_calls", "_earned", "_heard", "_open", "way")
 
     def __init__(self) -> None:
+        self.way = 1
+        """Calls on an item's longest way, as far as the flow's nodes are known."""
         self._calls = self._heard = self._open = 0
         self._earned = 0.0
 
@@ -44,7 +48,8 @@ class Probation:
     def closed(self, target: float) -> bool:
         """Whether only the strongest may answer now, where so much of its quality is wanted."""
         lost = round(max(1.0 - target, 0.0), 6)
-        return not self.over and self._open >= lost * (_FREE + _ALWAYS * self._calls) + _MORE * self._earned
+        free = _FREE * self.way + _ALWAYS * self._calls
+        return not self.over and self._open >= lost * free + _MORE * self._earned
 
     def call(self, *, other: bool) -> None:
         """One more call, of the strongest or of another arm."""

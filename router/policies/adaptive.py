@@ -70,6 +70,8 @@ class Adaptive:
         self.node = node
         self._stats = stats
         self._knowledge = stats.knowledge
+        probation = stats.knowledge.probation
+        probation.way = max(probation.way, node.depth + 1)
         self._random = np.random.default_rng(seed)
         self._factor = 0.0
         """Logarithm of the node's own factor of the price."""

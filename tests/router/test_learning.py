@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainwax.router import Tier
+from chainwax.router import FreeText, LLMManager, NodeSpec, Prompt, Tier, load_settings
+from chainwax.router.credit import information
 from chainwax.router.learning.context import NOTHING
 from chainwax.router.learning.knowledge import Knowledge
 from chainwax.router.learning.pooled import Pooled
@@ -74,6 +76,30 @@ def test_graded_scores_tell_more_than_right_and_wrong() -> None:
     assert graded.expected("n", 1, NOTHING) == pytest.approx(0.9, abs=0.02)
 
 
+def surely(*, graded: bool, others: float) -> float:
+    """How unsure one is of an arm after 60 end scores of a path with others' answers, which differ too."""
+    rng, known = np.random.default_rng(1), Knowledge()
+    place = known.add("a", Tier.standard)
+    for _ in range(60):
+        end = math.prod(rng.beta(0.9 * 20, 0.1 * 20) for _ in range(3))
+        end = end if graded else float(rng.random() < end)
+        own = known.expected("n", place, NOTHING)
+        known.learn("n", place, NOTHING, end / others, information(own, others), others)
+    assert known.expected("n", place, NOTHING) == pytest.approx(0.9, abs=0.05)
+    return known.nodes["n"].terms.variance_of(place)
+
+
+def test_graded_scores_of_a_path_tell_more_too() -> None:
+    graded, plain = (surely(graded=graded, others=0.81) for graded in (True, False))
+    assert graded < 0.7 * plain
+    # Right and wrong tell as much as their share of the information is, but for the luck of sixty of them.
+    known = Knowledge()
+    place = known.add("a", Tier.standard)
+    for end in [1.0] * 44 + [0.0] * 16:
+        known.learn("n", place, NOTHING, end, information(known.expected("n", place, NOTHING), 0.81))
+    assert plain == pytest.approx(known.nodes["n"].terms.variance_of(place), rel=0.3)
+
+
 def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
     probation = Probation()
 
@@ -93,6 +119,24 @@ def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
         probation.heard(0.9, 0.9)
     assert probation.over
     assert not probation.closed(0.99)
+
+
+def test_answers_on_one_way_lose_one_end_together() -> None:
+    node = NodeSpec("n", Prompt("{value}"), FreeText(), depth=2)
+    free = {"backend": "simulated", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+    tiers = {"a": "strongest", "b": "local"}
+    settings = load_settings(
+        run={"recording": None}, models={name: {"tier": tier, **free} for name, tier in tiers.items()}
+    )
+    with LLMManager(settings) as manager:
+        probation = manager.register(node).router.stats.knowledge.probation
+    assert probation.way == 3
+    for _ in range(8):
+        assert not probation.closed(0.99)
+        probation.call(other=True)
+    for _ in range(2):
+        probation.call(other=True)
+    assert probation.closed(0.99)
 
 
 def test_after_bad_ones_none_is_asked_for_long_but_not_for_ever() -> None:
