@@ -76,7 +76,7 @@ def test_graded_scores_tell_more_than_right_and_wrong() -> None:
     assert graded.expected("n", 1, NOTHING) == pytest.approx(0.9, abs=0.02)
 
 
-def surely(*, graded: bool, others: float) -> float:
+def doubt_after_ends(*, graded: bool, others: float) -> float:
     """How unsure one is of an arm after 60 end scores of a path with others' answers, which differ too."""
     rng, known = np.random.default_rng(1), Knowledge()
     place = known.add("a", Tier.standard)
@@ -90,7 +90,7 @@ def surely(*, graded: bool, others: float) -> float:
 
 
 def test_graded_scores_of_a_path_tell_more_too() -> None:
-    graded, plain = (surely(graded=graded, others=0.81) for graded in (True, False))
+    graded, plain = (doubt_after_ends(graded=graded, others=0.81) for graded in (True, False))
     assert graded < 0.7 * plain
     # Right and wrong tell as much as their share of the information is, but for the luck of sixty of them.
     known = Knowledge()
