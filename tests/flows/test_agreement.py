@@ -16,7 +16,9 @@ ITEMS = [{"text": f"letter {n}"} for n in range(200)]
 Answer = Callable[[str], str]
 
 
-def run(flow: Flow, strong: Answer, small: Answer, **node: Any) -> Outputs:
+def run(
+    flow: Flow, strong: Answer, small: Answer, items: list[dict[str, str]] = ITEMS, **node: Any
+) -> Outputs:
     price = {"backend": "simulated", "output_cost_per_token": 1e-6}
     settings = load_settings(
         run={"recording": None, "seed": 1},
@@ -27,7 +29,7 @@ def run(flow: Flow, strong: Answer, small: Answer, **node: Any) -> Outputs:
         nodes={"mood": {"form": "direct", "model": "small", "agreement": 0.95, **node}},
     )
     models = {"strong": TestModel(strong), "small": TestModel(small)}
-    return run_flow(flow, ITEMS, models=models, settings=settings)
+    return run_flow(flow, items, models=models, settings=settings)
 
 
 def small_arm(out: Outputs) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def test_wording_that_the_filter_does_not_care_about_is_agreement() -> None:
     flow = Flow("f")
     mood(flow).filter("bad", lambda item: "bad" in item["mood"]).sink("out")
     out = run(flow, lambda p: f"The mood of {p} is bad.", lambda p: f"bad, I'd say ({p})")
-    assert small_arm(out)["scores"] > 20
+    assert small_arm(out)["scores"] > 10
     assert small_arm(out)["score"] == 1.0
 
 
@@ -51,7 +53,7 @@ def test_a_single_character_that_flips_the_filter_is_none() -> None:
     flow = Flow("f")
     mood(flow).filter("bad", lambda item: item["mood"].endswith("!")).sink("out")
     out = run(flow, lambda p: f"bad: {p}!", lambda p: f"bad: {p}.")
-    assert small_arm(out)["scores"] > 20
+    assert small_arm(out)["scores"] > 10
     assert small_arm(out)["score"] == 0.0
 
 
@@ -126,8 +128,14 @@ def test_nothing_is_asked_where_nobody_wants_it(wanted: float | None) -> None:
 
 
 def test_scores_from_downstream_make_it_needless() -> None:
-    flow = Flow("f")
-    mood(flow).feedback("read", lambda item: True).sink("out")
-    out = run(flow, lambda p: "so bad", lambda p: "bad!")
-    strong = out.snapshot["interfaces"]["mood"]["router"]["arms"]["strong"]
-    assert strong["asked"] < 20
+    def asked(*, scored: bool) -> int:
+        flow = Flow("f")
+        answered = mood(flow)
+        (answered.feedback("read", lambda item: True) if scored else answered).sink("out")
+        items = [{"text": f"letter {n}"} for n in range(800)]
+        out = run(flow, lambda p: "bad", lambda p: "bad", items=items, target=0.99)
+        strong: dict[str, Any] = out.snapshot["interfaces"]["mood"]["router"]["arms"]["strong"]
+        return int(strong["asked"])
+
+    # Only what was asked before the first score came is compared.
+    assert asked(scored=True) < 0.5 * asked(scored=False)

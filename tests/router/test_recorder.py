@@ -193,7 +193,8 @@ def test_memory_is_flat_over_200_000_records(clock):
     record(80_000)  # over an hour: all slots are in use
     before = resident_mb()
     record(200_000)
-    assert resident_mb() - before < 2.0
+    # 30 bytes a record: less than keeping one takes, and more than the noise of a large process.
+    assert resident_mb() - before < 6.0
     assert recorder.snapshot()["uptime"]["attempts"] == 280_000
 
 
