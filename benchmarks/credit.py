@@ -59,6 +59,8 @@ LOOK = 25
 """Items between two looks at what the router takes the nodes to be."""
 LEVELS = (0.9, 0.925, 0.95, 0.97, 0.98)
 """End qualities at which costs are compared, as shares of the strongest's: such as people ask for."""
+TARGETS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.994, 0.997, 0.9985)
+"""Of each node: so far apart that every level lies among the end qualities which each way reaches."""
 MODELS = 12
 """Models, the dearest first, among which fixed choices are looked for."""
 PART = 1000
@@ -411,8 +413,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--recording", type=Path, required=True)
     parser.add_argument("--items", type=int, default=2400, help="of each stream")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.97, 0.98, 0.99, 0.997])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--counterfactual", type=float, default=0.0, metavar="SHARE")
     args = parser.parse_args()
     try:

@@ -48,7 +48,12 @@ _NODE = 0.8
 _AT_NODE = {Tier.strongest: 0.1, Tier.standard: 0.3, Tier.local: 0.6, Tier.custom: 0.6}
 """Variance of what sets an arm apart at a node: small models have strong and weak sides."""
 _WORD, _WORD_ARM = 0.5, 0.1
-"""Variances of the sum of the words' weights: what they have in common, and for each arm."""
+"""Variances of the sum of the words' weights: what they have in common, and for each arm at least."""
+_UNLIKE, _MOST_UNLIKE = 1.0, 0.5
+"""For each arm it is this over the number of nodes where that is more, and at most the second. Models have
+strong and weak sides: where each task has a node, :data:`_AT_NODE` tells of them, and where few nodes are
+asked for all of them, it is the prompts that do.
+"""
 _CHANGED = 1.0
 """Variance of an arm at a node that has changed."""
 _CURVE = 0.04
@@ -115,7 +120,7 @@ class Knowledge:
             mean, var = _TIERS[tier]
             self.terms.add(mean, var)
             self.words = np.pad(self.words, ((0, 0), (0, 0), (0, 1)))
-            self.words[:, 1, place] = _WORD_ARM
+            self.words[:, 1, place] = self._word_arm if self.wide else _WORD_ARM
             self.paid, self.priced = np.append(self.paid, 0.0), np.append(self.priced, 0.0)
         return place
 
@@ -129,6 +134,11 @@ class Knowledge:
             for tier in self._tiers[have:]:
                 known.terms.add(0.0, _AT_NODE[tier])
         return known
+
+    @property
+    def _word_arm(self) -> float:
+        """Prior variance of the words' weights for each arm, by the nodes known so far."""
+        return min(max(_UNLIKE / max(len(self.nodes), 1), _WORD_ARM), _MOST_UNLIKE)
 
     @property
     def on_probation(self) -> bool:
@@ -176,6 +186,8 @@ class Knowledge:
         Of a path's score it is the call's own part: that score over what the ``others`` were expected to get.
         """
         known = self.node(node)
+        if not self.wide:  # the first score: by now the flow's nodes are known
+            self.words[:, 1, 1:] = self._word_arm
         own = known.terms
         odds = sum(terms.mean.item(column) for terms in (self.terms, own) for column in (0, place))
         common, here = self.terms.variance_of(place), own.variance_of(place)

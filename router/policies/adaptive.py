@@ -201,8 +201,10 @@ class Adaptive:
         shared.note(places, *told, cost, wanted, len(self._knowledge.arms))
         if self.node.pace is not None:
             return shared.for_pace(self.node.pace)
-        if self._shares and self._stats.arms[0].asked < FIRST:
-            return math.inf  # what the strongest is worth at this node no other node's calls can tell
+        if self._shares and not self._waits and self._stats.arms[0].asked < FIRST:
+            # What the strongest is worth at this node no other node's calls can tell. At the flow's
+            # beginning, when nothing is known of any, the probation keeps what may be lost in bounds.
+            return math.inf
         known = shared.calls >= FIRST or all(state.scored >= FIRST for state in self._stats.arms)
         fallback = 0.0 if known else _dear(float(cost[0]))
         least, common = self._least(float(mean[0]), float(cost[0])), shared.for_target(fallback)

@@ -162,6 +162,23 @@ def test_a_node_that_may_lose_next_to_nothing_is_not_dearer_for_it(make: Make) -
     assert policy.price == pytest.approx(price)
 
 
+def planned(manager: LLMManager, node: str, calls: int) -> list[str]:
+    router = manager.interfaces["flow", node].router
+    queries = (Query(router.node, str(n), [{"role": "user", "content": "x"}]) for n in range(calls))
+    return [router.policy.plan(query, router.stats.arms).arms[0].key for query in queries]
+
+
+def test_at_the_flows_beginning_the_probation_alone_says_how_often_the_strongest_is_asked(make: Make) -> None:
+    shared, own = make(run={"flow_target": 0.5}), make(run={}, defaults={"target": 0.5 ** (1 / 3)})
+    assert "small" in planned(own, "a", 8)
+    assert "small" in planned(shared, "a", 8)
+    # Later a node of which nothing is known is another matter.
+    knowledge = shared.interfaces["flow", "b"].router.stats.knowledge
+    while not knowledge.probation.over:
+        knowledge.probation.heard(1.0, 1.0)
+    assert planned(shared, "b", 8) == ["strong"] * 8
+
+
 @pytest.mark.parametrize("target", [0, 1.1, "high", float("nan")])
 def test_an_impossible_target_is_refused(target: Any) -> None:
     with pytest.raises(ConfigError, match="flow 'f': its target must be above 0 and at most 1"):

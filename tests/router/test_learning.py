@@ -100,6 +100,26 @@ def test_graded_scores_of_a_path_tell_more_too() -> None:
     assert plain == pytest.approx(known.nodes["n"].terms.variance_of(place), rel=0.3)
 
 
+def apart(nodes: int) -> float:
+    """By how much more is expected of an arm on prompts of the kind that it was right about."""
+    known = Knowledge()
+    arms = [known.add(key, Tier.standard) for key in ("a", "b")]
+    for number in range(nodes):
+        known.node(str(number))
+    kinds = np.arange(0, 20), np.arange(20, 40)
+    for _ in range(20):
+        for arm in arms:
+            for kind, words in enumerate(kinds):
+                known.learn("0", arm, words, float(arm == arms[0] or kind == 0))
+    right, wrong = (known.scores("0", words)[0][arms] for words in kinds)
+    return float(right[1] - wrong[1] - (right[0] - wrong[0]))
+
+
+def test_the_fewer_nodes_share_the_tasks_the_more_the_words_tell_of_an_arm() -> None:
+    assert apart(1) > 1.3 * apart(10)
+    assert apart(1) > apart(4) > apart(10) == apart(100)
+
+
 def test_a_few_answers_may_be_open_and_more_for_good_ones() -> None:
     probation = Probation()
 
