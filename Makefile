@@ -41,9 +41,13 @@ check: $(READY) build/src
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/src $(BIN)/mypy -p chainwax
+	rm -rf build/bench && mkdir build/bench
+	for file in benchmarks/_*.py; do ln -s ../../$$file build/bench/; done
+	MYPYPATH=build/src:build/bench $(BIN)/mypy benchmarks/[a-z]*.py
 	PYTHONPATH=build/src $(BIN)/lint-imports
 
-# mypy and import-linter want to see the rooms as the package that they are installed as.
+# mypy and import-linter want to see the rooms as the package that they are installed as, and what benchmarks
+# share by its name alone: in one folder with the rest benchmarks/kafka.py would be found as kafka.
 build/src:
 	mkdir -p build/src/chainwax
 	for room in flows operators connectors router; do ln -sfn ../../../$$room build/src/chainwax/$$room; done

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -105,13 +106,13 @@ def listening(heard: Callable[[bytes], float]) -> Iterator[str]:
     import uvloop
 
     loop = uvloop.new_event_loop()
-    server = loop.run_until_complete(
-        loop.create_server(lambda: _Protocol(0.0, heard), "127.0.0.1", 0, backlog=1024)
-    )
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listening.getsockname()[1]
+    loop.run_until_complete(loop.create_server(lambda: _Protocol(0.0, heard), sock=listening))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

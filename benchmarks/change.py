@@ -128,7 +128,7 @@ class Stream:
 
     def price(self, model: str) -> float:
         """Dollars of one of its tokens."""
-        return self.cost[model] / TOKENS
+        return float(self.cost[model] / TOKENS)
 
     def config(self, model: str) -> ModelConfig:
         """Tiers are by price: the dearest is the strongest, the rest is standard, the cheapest local."""
@@ -258,7 +258,8 @@ def main() -> None:
     parser.add_argument("--feedback-delay", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     stream = Stream(parser.parse_args())
-    at, figures = stream.at, {}
+    at = stream.at
+    figures: dict[str, Any] = {}
     say(f"{len(stream.rows)} items; the change comes at {at}")
     plain = stream.run(stream.models)
     used = Counter(plain.served[max(at - WINDOW * 3, 0) : at])

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bytewax.operators as op
@@ -27,7 +27,7 @@ from _contract import report, say
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, run_main
 
-from chainwax.connectors import ItemsSource, Record, open_bus
+from chainwax.connectors import BadRecord, ItemsSource, Record, open_bus
 from chainwax.flows.testing import TestModel
 from chainwax.operators import Item
 from chainwax.operators.feedback import feedback
@@ -58,6 +58,13 @@ def manager(servers: str, prefix: str, recording: Path | None = None) -> LLMMana
     return LLMManager(made, bus=open_bus(made.bus, FLOW), backends=models)
 
 
+def called(record: Record | BadRecord) -> Item:
+    """An item of the stream, with the call that it owes its value to."""
+    assert isinstance(record, Record)
+    call = CallRef("route", f"call-{record.value}", "small")
+    return Item(record.value, record.key, record.position, record.time, (call,))
+
+
 def downstream(servers: str, prefix: str, seconds: int) -> None:
     """The other process: a stream of items, each scored by a feedback node."""
     count = RATE * seconds
@@ -65,13 +72,7 @@ def downstream(servers: str, prefix: str, seconds: int) -> None:
     with manager(servers, prefix) as own:
         flow = Dataflow("downstream")
         read = op.input("in", flow, ItemsSource(records, speed="1x", batch_size=1))
-        items = op.map(
-            "items",
-            read,
-            lambda r: Item(
-                r.value, r.key, r.position, r.time, (CallRef("route", f"call-{r.value}", "small"),)
-            ),
-        )
+        items = op.map("items", read, called)
         # Long stretches of good and of bad answers, so that the choice has reason to change.
         scored = feedback("check", items, lambda n: float(n % 1600 < 1200), about=["route"], manager=own)
         op.output("out", scored.oks, TestingSink([]))
@@ -115,17 +116,23 @@ def hops(servers: str, folder: Path, seconds: int) -> tuple[list[float], int]:
             own.loop.call_soon_threadsafe(learned, some)
 
         def learned(some: Sequence[Feedback]) -> None:
-            choices.append(router.policy.choice())
+            choices.append(router.policy.choice() or "none")
             now = time.time()
             took.extend(now - one.time for one in some)
 
-        own._bus.subscribe(told)
+        listen(own, told)
         child = run_child("downstream", servers, "latency", seconds)
         if child.wait(seconds + 120):
             sys.exit("the downstream process failed")
         wait_for(took, RATE * seconds)
     changes = sum(a != b for a, b in itertools.pairwise(choices))
     return took[WARM:], changes
+
+
+def listen(own: LLMManager, told: Callable[[Sequence[Feedback]], None]) -> None:
+    """Hear what comes on a manager's bus."""
+    assert own._bus is not None
+    own._bus.subscribe(told)
 
 
 def wait_for(seen: Sequence[float], count: int) -> None:
@@ -149,7 +156,7 @@ def absorbed(servers: str, folder: Path, count: int) -> tuple[float, float]:
         def learned(count: int) -> None:
             came.extend([time.monotonic()] * count)
 
-        own._bus.subscribe(told)
+        listen(own, told)
         child = run_child("flood", servers, "flood", count)
         wait_for(came, count)
         child.wait(60)

@@ -45,6 +45,7 @@ from chainwax.router import (
 )
 from chainwax.router.backends import Health, Reply, Request
 from chainwax.router.custom.card import Card
+from chainwax.router.custom.lifecycle import Lifecycle
 from chainwax.router.custom.proof import answer_of, judged
 from chainwax.router.types import Params, Query
 
@@ -168,7 +169,7 @@ def p_value(first: Sequence[float], second: Sequence[float]) -> float:
     better = sum(b > a for a, b in zip(first, second, strict=True))
     differ = better + sum(b < a for a, b in zip(first, second, strict=True))
     tail = sum(math.comb(differ, k) for k in range(max(better, differ - better), differ + 1))
-    return min(1.0, 2 * tail / 2**differ)
+    return float(min(1.0, 2 * tail / 2**differ))
 
 
 class Run:
@@ -236,9 +237,9 @@ class Run:
                 self._feed(min(20, self._args.items - self._asked))
             say(f"{self._args.items} tickets answered and corrected; the training begins")
             base = [self._ask("small", part) for part in (self._held_out, self._unseen)]
-            said = ""
+            said, own = "", self._lifecycle.nodes["fields"]
             while not self._ended.wait(1.0):
-                progress = manager.custom.nodes["fields"].progress
+                progress = own.progress
                 if progress is not None and progress[1] != said:
                     said = progress[1]
                     say(said)
@@ -275,8 +276,13 @@ class Run:
             "own_model_share": share,
         }
 
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        assert self._manager.custom is not None  # the configuration has a [custom]
+        return self._manager.custom
+
     def _cards(self) -> list[Card]:
-        return self._manager.custom.nodes["fields"].models.cards()
+        return self._lifecycle.nodes["fields"].models.cards()
 
     def _listen(self) -> None:
         announce = self._manager.announce
@@ -313,7 +319,7 @@ class Run:
         self._face.submit(queries, done)
         if not ready.wait(300):
             raise TimeoutError("the tickets are not answered")
-        self._manager.run(self._manager.custom.settled())
+        self._manager.run(self._lifecycle.settled())
         wanted = {query.call_id: right for query, (_, right) in zip(queries, some, strict=True)}
         told = []
         for result in results:

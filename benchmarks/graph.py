@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ def simulating(folder: Path) -> Iterator[str]:
         server.wait(10)
 
 
+def of_group(group: int) -> Callable[[dict[str, Any]], bool]:
+    """Whether an item goes to a group."""
+    return lambda item: bool(item["group"] == group)
+
+
+def scored(names: list[str]) -> Callable[[dict[str, Any]], dict[str, bool]]:
+    """Of each of a group's nodes, whether its answer was right."""
+    return lambda item: {name: item[name] == item["right"][name] for name in names}
+
+
 def child(url: str, folder: Path, items: int) -> None:
     """The flow itself, in a process of its own."""
     from bytewax.outputs import DynamicSink, StatelessSinkPartition
@@ -144,22 +154,18 @@ def child(url: str, folder: Path, items: int) -> None:
     source = flow.source("items", fields=["id", "group", "text", "right"])
     sinks: dict[str, Any] = {}
     for group in range(GROUPS):
-        stream = source.filter(f"group{group}", lambda item, group=group: item["group"] == group)
+        stream = source.filter(f"group{group}", of_group(group))
         for n in range(NODES):
             stream = stream.choose(node_name(group, n), f"Question {n}: which team?\n\n{{text}}", CHOICES)
         names = [node_name(group, n) for n in range(NODES)]
-        stream = stream.feedback(
-            f"scored{group}",
-            lambda item, names=names: {name: item[name] == item["right"][name] for name in names},
-            about=names,
-        )
+        stream = stream.feedback(f"scored{group}", scored(names), about=names)
         stream.sink(f"out{group}")
         sinks[f"out{group}"] = Out()
     run = {"recording": str(folder / "graph.db"), "seed": 1, "max_in_flight": 16}
     with LLMManager(load_settings(run=run, models=models(url=url)), bus=InProcessBus()) as manager:
         manager.begin_run(flow.id, nodes=flow.specs().values())
-        source = open_source(str(folder / "items.jsonl"), name="items")
-        dataflow = flow.compile({"items": source}, sinks, dead_letters=Letters(), manager=manager)
+        items_source = open_source(str(folder / "items.jsonl"), name="items")
+        dataflow = flow.compile({"items": items_source}, sinks, dead_letters=Letters(), manager=manager)
         watch = Watch(manager)
         run_main(dataflow)
         watch.stop()

@@ -35,7 +35,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import run_main
 from confluent_kafka import OFFSET_BEGINNING, Producer
 
-from chainwax.connectors import Outgoing, Record
+from chainwax.connectors import BadRecord, Outgoing, Record
 from chainwax.connectors.kafka import KafkaSink, KafkaSource
 
 BYTES = 1000
@@ -59,7 +59,8 @@ class Drop(DynamicSink[Any]):
 def own_flow(servers: str, source: str, target: str | None) -> Dataflow:
     """Through chainwax's connectors."""
 
-    def shout(record: Record) -> tuple[str, Outgoing]:
+    def shout(record: Record | BadRecord) -> tuple[str, Outgoing]:
+        assert isinstance(record, Record)  # bytes can always be read
         return record.key, Outgoing(record.value.upper(), record.key, record.position)
 
     flow = Dataflow("own")
@@ -166,14 +167,14 @@ def main() -> None:
     count = given.records
 
     def rate(runs: list[tuple[float, float]]) -> float:
-        return count / statistics.median(wall for wall, _ in runs)
+        return float(count / statistics.median(wall for wall, _ in runs))
 
     def ratio(runs: dict[str, list[tuple[float, float]]]) -> float:
         walls = zip(runs["own"], runs["peer"], strict=True)
-        return statistics.median(peer / own for (own, _), (peer, _) in walls)
+        return float(statistics.median(peer / own for (own, _), (peer, _) in walls))
 
     def cpu_us(runs: list[tuple[float, float]]) -> float:
-        return statistics.median(cpu for _, cpu in runs) / count * 1e6
+        return float(statistics.median(cpu for _, cpu in runs) / count * 1e6)
 
     report(
         "kafka",

@@ -298,7 +298,13 @@ def draw(
     axes.plot(costs, frontier_at(costs, runs), color="tab:blue", label=f"{options.policy}, {RUNS} runs")
     axes.scatter([p[0] for p in runs], [p[1] for p in runs], color="tab:blue", s=14)
     axes.scatter(
-        *at_target, color="tab:red", marker="*", s=90, zorder=3, label=f"at target {options.target:g}"
+        at_target[0],
+        at_target[1],
+        color="tab:red",
+        marker="*",
+        s=90,
+        zorder=3,
+        label=f"at target {options.target:g}",
     )
     for model, (cost, reward) in points.items():
         axes.scatter(max(cost, low), reward, color="black", s=18, zorder=3)

@@ -273,7 +273,7 @@ def _run_bytewax(dataflow: Dataflow, job: Job, recovery: RecoveryConfig | None) 
     if job.member is not None:
         place = {"process_id": job.member.share.index, "addresses": list(job.member.addresses)}
     try:
-        cli_main(  # type: ignore[no-untyped-call]
+        cli_main(
             dataflow,
             workers_per_process=job.workers,
             epoch_interval=timedelta(seconds=job.settings.run.epoch_seconds),

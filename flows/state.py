@@ -25,7 +25,7 @@ __all__ = ["RunState", "recovery_from"]
 
 def recovery_from(store: Path) -> RecoveryConfig:
     """What Bytewax wants to know of a recovery store."""
-    return RecoveryConfig(store, timedelta(0))  # type: ignore[no-untyped-call]
+    return RecoveryConfig(store, timedelta(0))
 
 
 class RunState:
@@ -72,7 +72,7 @@ class RunState:
             self._go_on(self._read(), run_id)
             if not self.store.is_dir():
                 self.store.mkdir()
-                init_db_dir(self.store, parts)  # type: ignore[no-untyped-call]
+                init_db_dir(self.store, parts)
                 for file in self.store.glob("part-*.sqlite3*"):
                     if part is not None and file.name.split(".")[0] != f"part-{part}":
                         file.unlink()

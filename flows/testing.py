@@ -285,7 +285,7 @@ def run_flow(
             dead_letters=ListSink(dead_letters),
             manager=manager,
         )
-        run_main(dataflow)  # type: ignore[no-untyped-call]  # Bytewax's stub has no types for it
+        run_main(dataflow)
         manager.settle()
         snapshot = manager.snapshot()
     return Outputs(sinks, dead_letters, snapshot)

@@ -111,9 +111,9 @@ def _run(
             workers=workers,
         )
         if workers == 1:
-            run_main(dataflow)  # type: ignore[no-untyped-call]  # Bytewax's stub has no types for it
+            run_main(dataflow)
         else:
-            cluster_main(dataflow, [], 0, worker_count_per_proc=workers, epoch_interval=timedelta(seconds=10))  # type: ignore[no-untyped-call]
+            cluster_main(dataflow, [], 0, worker_count_per_proc=workers, epoch_interval=timedelta(seconds=10))
         manager.settle()
     assert world.trace is not None
     # Steps run beside each other: which of two listeners came first is said by the stream, not by chance.
