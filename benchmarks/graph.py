@@ -8,6 +8,8 @@ recording are those of any run. The three models are simulated, by a server in a
 
 * ``cpu_growth``: this process's CPU for a call in the last tenth of the calls to one in the first;
   ``cpu_growth_after_start`` is to the second tenth, for in the first all is done for the first time.
+* ``machine_growth``: the same of a piece of work that is always the same, done beside it in another process
+  twice a second: how much slower the machine itself became between the two.
 * ``rss_growth_mb``: growth of resident memory from the end of the first tenth to the highest after it.
 """
 
@@ -180,7 +182,7 @@ class Watch:
     def __init__(self, manager: LLMManager) -> None:
         self._manager = manager
         self._over = threading.Event()
-        self.marks: list[tuple[int, float, float]] = []
+        self.marks: list[tuple[int, float, float, float]] = []
         self._note()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -197,7 +199,34 @@ class Watch:
 
     def _note(self) -> None:
         calls = sum(i.router.stats.calls for i in self._manager.interfaces.values())
-        self.marks.append((calls, time.process_time(), rss_mb()))
+        self.marks.append((calls, time.process_time(), rss_mb(), time.monotonic()))
+
+
+class Yardstick:
+    """Does the same piece of work again and again, in a thread, and notes when, and what CPU it took."""
+
+    def __init__(self) -> None:
+        self._work = {f"key {n}": [n, f"text no. {n}" * 4] for n in range(2000)}
+        self._over = threading.Event()
+        self._took: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Work no more."""
+        self._over.set()
+        self._thread.join()
+
+    def growth(self, first: tuple[float, float], last: tuple[float, float]) -> float | None:
+        """CPU of the work within one time over that in another, medians; None where there was none."""
+        low, high = ([cpu for at, cpu in self._took if t0 <= at < t1] for t0, t1 in (first, last))
+        return float(np.median(high) / np.median(low)) if low and high else None
+
+    def _run(self) -> None:
+        while not self._over.wait(0.5):
+            begun = time.thread_time()
+            json.loads(json.dumps(self._work))
+            self._took.append((time.monotonic(), time.thread_time() - begun))
 
 
 def rss_mb() -> float:
@@ -221,7 +250,7 @@ def main() -> None:
         folder = Path(name)
         make_items(folder, items)
         with simulating(folder) as url:
-            begun = time.monotonic()
+            begun, yardstick = time.monotonic(), Yardstick()
             done = subprocess.run(
                 [sys.executable, __file__, "--child", url, name, str(items)],
                 stdout=subprocess.PIPE,
@@ -229,11 +258,14 @@ def main() -> None:
                 check=False,
             )
             seconds = time.monotonic() - begun
+            yardstick.stop()
     if done.returncode:
         sys.exit(f"graph: the flow failed with {done.returncode}")
-    calls, cpu, rss = np.array(json.loads(done.stdout.splitlines()[-1])).T
+    calls, cpu, rss, at = np.array(json.loads(done.stdout.splitlines()[-1])).T
     tenths = np.linspace(0, calls[-1], 11)
     ms = 1000 * np.diff(np.interp(tenths, calls, cpu)) / (calls[-1] / 10)
+    ends = [float(x) for x in np.interp(tenths, calls, at)]
+    machine = yardstick.growth((ends[0], ends[1]), (ends[9], ends[10]))
     after_first = rss[calls >= tenths[1]]
     say("CPU a call by tenth, ms: " + " ".join(f"{x:.3f}" for x in ms))
     say("resident memory by tenth, MB: " + " ".join(f"{x:.0f}" for x in np.interp(tenths, calls, rss)))
@@ -246,6 +278,8 @@ def main() -> None:
         calls=int(calls[-1]),
         cpu_growth=float(ms[-1] / ms[0]),
         cpu_growth_after_start=float(ms[-1] / ms[1]),
+        machine_growth=machine,
+        **({} if machine is not None else {"machine_growth_why": "the run was too short"}),
         cpu_ms_per_call=float(ms.mean()),
         rss_growth_mb=float(after_first.max() - after_first[0]),
         rss_mb=float(rss.max()),

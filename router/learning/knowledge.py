@@ -49,10 +49,11 @@ _AT_NODE = {Tier.strongest: 0.1, Tier.standard: 0.3, Tier.local: 0.6, Tier.custo
 """Variance of what sets an arm apart at a node: small models have strong and weak sides."""
 _WORD, _WORD_ARM = 0.5, 0.1
 """Variances of the sum of the words' weights: what they have in common, and for each arm at least."""
-_UNLIKE, _MOST_UNLIKE = 1.0, 0.5
+_UNLIKE, _MOST_UNLIKE = 1.0, 0.2
 """For each arm it is this over the number of nodes where that is more, and at most the second. Models have
 strong and weak sides: where each task has a node, :data:`_AT_NODE` tells of them, and where few nodes are
-asked for all of them, it is the prompts that do.
+asked for all of them, it is the prompts that do. Not more, for words that stand in every prompt would then be
+blamed for what a node's own term is to learn.
 """
 _CHANGED = 1.0
 """Variance of an arm at a node that has changed."""
