@@ -106,9 +106,9 @@ def listening(heard: Callable[[bytes], float]) -> Iterator[str]:
     import uvloop
 
     loop = uvloop.new_event_loop()
-    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    port = listening.getsockname()[1]
-    loop.run_until_complete(loop.create_server(lambda: _Protocol(0.0, heard), sock=listening))
+    bound = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = bound.getsockname()[1]
+    loop.run_until_complete(loop.create_server(lambda: _Protocol(0.0, heard), sock=bound))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
